@@ -1,0 +1,2 @@
+//! Runs PTX on the CPU under checks stricter than a GPU's.
+#![deny(missing_docs)]

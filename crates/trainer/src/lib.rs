@@ -1,0 +1,2 @@
+//! The trainer and the fuselora program.
+#![deny(missing_docs)]

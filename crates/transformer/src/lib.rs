@@ -1,0 +1,2 @@
+//! Checkpoints, decoder families and LoRA adapters.
+#![deny(missing_docs)]

@@ -1,0 +1,2 @@
+//! CUDA kernels of Fuselora.
+#![deny(missing_docs)]
