@@ -1,0 +1,1 @@
+//! The arithmetic of PTX's scalar instructions, as pure functions.

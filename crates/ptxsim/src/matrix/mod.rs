@@ -1,0 +1,1 @@
+//! Fragment layouts and arithmetic of PTX's matrix instructions, as pure functions.

@@ -1,0 +1,46 @@
+//! What a launch did, in numbers.
+
+/// Totals of one launch, over all blocks. Instructions are counted per warp unless said otherwise.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Warp instructions issued, of any class.
+    pub instructions: u64,
+    /// Thread instructions: warp instructions times their active lanes.
+    pub thread_instructions: u64,
+    /// Integer, logic, comparison, move and conversion instructions.
+    pub integer_instructions: u64,
+    /// Floating-point instructions.
+    pub float_instructions: u64,
+    /// Matrix instructions (`mma`, `wgmma`).
+    pub matrix_instructions: u64,
+    /// Loads and stores of any space, atomics and asynchronous copies.
+    pub memory_instructions: u64,
+    /// Branches, calls and returns.
+    pub control_instructions: u64,
+    /// Branches at which lanes of a warp took different ways.
+    pub divergent_branches: u64,
+    /// Floating-point operations on tensor cores (a multiply-add counts as two).
+    pub tensor_flops: u64,
+    /// Floating-point operations elsewhere (a multiply-add counts as two), per thread.
+    pub flops: u64,
+    /// Global bytes that threads asked to read.
+    pub global_read_bytes: u64,
+    /// Global bytes that threads asked to write.
+    pub global_write_bytes: u64,
+    /// 32-byte sectors that the reads touch, each counted once per warp instruction.
+    pub global_read_sectors: u64,
+    /// 32-byte sectors that the writes touch, each counted once per warp instruction.
+    pub global_write_sectors: u64,
+    /// Different global bytes read, in 32-byte sectors over the whole launch: the traffic floor.
+    pub unique_read_bytes: u64,
+    /// Different global bytes written, in 32-byte sectors over the whole launch.
+    pub unique_write_bytes: u64,
+    /// Shared-memory accesses, per warp instruction.
+    pub shared_accesses: u64,
+    /// Passes that bank conflicts add to them.
+    pub bank_conflicts: u64,
+    /// Block barriers that a warp arrived at.
+    pub barriers: u64,
+    /// Asynchronous copies issued.
+    pub async_copies: u64,
+}

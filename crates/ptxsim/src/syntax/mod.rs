@@ -1,0 +1,5 @@
+//! PTX text to a syntax tree.
+
+mod error;
+
+pub use error::LoadError;
