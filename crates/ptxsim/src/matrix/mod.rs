@@ -1,1 +1,8 @@
-//! Fragment layouts and arithmetic of PTX's matrix instructions, as pure functions.
+//! The matrix instructions as pure functions over lane registers: which lane holds which element,
+//! and what the tensor core computes.
+
+pub mod mma;
+pub mod rows;
+
+/// One 32-bit register of all 32 lanes.
+pub type LaneRegister = [u32; 32];
