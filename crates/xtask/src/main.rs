@@ -1,2 +1,74 @@
-//! Set-up and developer tasks.
-fn main() {}
+//! `cargo xtask TASK`: set-up and developer tasks, one file each.
+//!
+//! This crate depends on nothing that needs the CUDA compiler, since it is what provides it.
+
+mod demo;
+mod setup;
+mod test;
+
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+const HELP: &str = "\
+cargo xtask TASK
+
+Tasks:
+  demo [ARGS]   fine-tune a small language model on this machine's CPU; ARGS go to `fuselora train`
+  test [ARGS]   run every test; ARGS go to `cargo test`
+  setup         provide the compilers that the build needs, in .toolchain/
+
+Each provides what is missing, once, in .toolchain/: pinned versions, checked by hash.
+";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let task = arguments.next();
+    let rest: Vec<String> = arguments.collect();
+    let result = match task.as_deref() {
+        Some("demo") => demo::run(&rest),
+        Some("setup") if rest.is_empty() => setup::run(),
+        Some("test") => test::run(&rest),
+        Some("help" | "--help" | "-h") => {
+            print!("{HELP}");
+            Ok(())
+        }
+        _ => {
+            eprint!("{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The root of the workspace.
+fn workspace() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.ancestors().nth(2).unwrap_or(manifest).to_owned()
+}
+
+/// The cargo that runs this task.
+fn cargo() -> Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(workspace());
+    command
+}
+
+/// Runs a command to its end, and fails if it does.
+fn run(command: &mut Command) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {name}"))?;
+    if !status.success() {
+        bail!("{name} failed ({status})");
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! The unfused f32 matrix product. Launches `matmul.cu`.
+
+use crate::abi::{MATMUL_THREADS, MATMUL_TILE, MatmulShape};
+use crate::launch::{GRID_X, GRID_YZ, blocks, check_length};
+use crate::modules::{self, Kernel};
+use crate::{Kernels, LaunchError};
+use cudarc::driver::{CudaStream, CudaView, CudaViewMut, LaunchConfig, PushKernelArg};
+use std::sync::Arc;
+
+/// Which factor is held transposed in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// `a [m, k]`, `b [k, n]`.
+    Nn,
+    /// `a [m, k]`, `b [n, k]`: activations times a linear layer's weight `[out, in]`.
+    Nt,
+    /// `a [k, m]`, `b [k, n]`: a weight's gradient from two `[tokens, features]`.
+    Tn,
+}
+
+impl Layout {
+    fn kernel(self) -> &'static Kernel {
+        match self {
+            Layout::Nn => &modules::MATMUL_F32_NN,
+            Layout::Nt => &modules::MATMUL_F32_NT,
+            Layout::Tn => &modules::MATMUL_F32_TN,
+        }
+    }
+}
+
+/// `c [m, n] = a [m, k] · b [k, n]` in f32, with the factors held as `layout` says.
+///
+/// # Errors
+/// When a length does not fit `shape`, when `shape` is beyond what a grid covers, or when the
+/// driver refuses.
+pub fn matmul(
+    kernels: &Kernels,
+    stream: &Arc<CudaStream>,
+    layout: Layout,
+    shape: MatmulShape,
+    a: &CudaView<'_, f32>,
+    b: &CudaView<'_, f32>,
+    c: &mut CudaViewMut<'_, f32>,
+) -> Result<(), LaunchError> {
+    let [m, n, k] = [shape.m, shape.n, shape.k].map(u64::from);
+    check_length("a", a.len(), m * k)?;
+    check_length("b", b.len(), k * n)?;
+    check_length("c", c.len(), m * n)?;
+    if c.is_empty() {
+        return Ok(());
+    }
+    let tile = u64::from(MATMUL_TILE);
+    let config = LaunchConfig {
+        grid_dim: (
+            blocks("n", n, tile, GRID_X)?,
+            blocks("m", m, tile, GRID_YZ)?,
+            1,
+        ),
+        block_dim: (MATMUL_THREADS, 1, 1),
+        shared_mem_bytes: 0,
+    };
+    let function = kernels.function(layout.kernel())?;
+    let mut launch = stream.launch_builder(&function);
+    launch.arg(a).arg(b).arg(c).arg(&shape);
+    // SAFETY: the arguments are the kernel's parameters in order, and every length was checked
+    // against the shape.
+    unsafe { launch.launch(config) }?;
+    Ok(())
+}

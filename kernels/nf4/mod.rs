@@ -1,0 +1,5 @@
+//! The 4-bit NormalFloat format of QLoRA (Dettmers et al. 2023), laid out as bitsandbytes does.
+
+mod dequantize;
+
+pub use dequantize::{Absmax, Nf4Output, dequantize};
