@@ -3,6 +3,9 @@
 
 pub mod mma;
 pub mod rows;
+pub mod swizzle;
+pub mod tensor_map;
+pub mod wgmma;
 
 /// One 32-bit register of all 32 lanes.
 pub type LaneRegister = [u32; 32];
