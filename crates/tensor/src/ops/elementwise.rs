@@ -1,0 +1,54 @@
+//! Operations on every element alone.
+
+use crate::{Result, Tensor, parallel, simd};
+use rayon::prelude::*;
+
+const CHUNK: usize = 1 << 14;
+
+/// `y += x`, of equal shapes, F32.
+///
+/// # Errors
+/// When shapes differ or a tensor is not F32.
+pub fn add_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
+    x.check_shape("x", y.shape())?;
+    let (x, y) = (x.f32("x")?, y.f32_mut("y")?);
+    parallel::for_each(
+        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)),
+        |(y, x)| {
+            simd::vectorize(|| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
+        },
+    );
+    Ok(())
+}
+
+/// `x *= factor`, F32.
+///
+/// # Errors
+/// When the tensor is not F32.
+pub fn scale(x: &mut Tensor, factor: f32) -> Result<()> {
+    parallel::for_each(x.f32_mut("x")?.par_chunks_mut(CHUNK), |x| {
+        simd::vectorize(|| x.iter_mut().for_each(|x| *x *= factor));
+    });
+    Ok(())
+}
+
+/// The position of the first NaN or infinite element, F32.
+///
+/// # Errors
+/// When the tensor is not F32.
+pub fn find_nonfinite(x: &Tensor) -> Result<Option<usize>> {
+    // A number times zero is zero; NaN and infinity give NaN, which survives the sum.
+    let clean = |chunk: &[f32]| simd::vectorize(|| simd::sum_by(chunk, |x| x * 0.0)) == 0.0;
+    Ok(x.f32("x")?
+        .par_chunks(CHUNK)
+        .enumerate()
+        .find_map_first(|(index, chunk)| {
+            if clean(chunk) {
+                return None;
+            }
+            chunk
+                .iter()
+                .position(|x| !x.is_finite())
+                .map(|position| index * CHUNK + position)
+        }))
+}

@@ -1,0 +1,223 @@
+//! A frozen linear layer with its low-rank update as one operation (Hu et al., "LoRA", 2021):
+//! `y = x·Wᵀ + bias + scaling · drop(x)·Aᵀ·Bᵀ`.
+//!
+//! Projections that read the same `x` (query, key and value; gate and up) are one call: `x` is read once, and
+//! `dx` is written once. The low-rank update is added to each tile of `y` while the tile is in the cache.
+
+mod backward;
+mod dropout;
+mod forward;
+
+pub use dropout::Dropout;
+
+use crate::{DType, Error, Result, Tensor, Weight};
+
+/// One linear layer.
+#[derive(Clone, Copy)]
+pub struct Projection<'a> {
+    /// The frozen weight, `[out, in]`.
+    pub weight: &'a Weight,
+    /// Added to each row of the output, `[out]` F32.
+    pub bias: Option<&'a Tensor>,
+    /// The low-rank update.
+    pub lora: Option<Lora<'a>>,
+}
+
+/// A low-rank update `scaling·B·A` of a weight.
+#[derive(Clone, Copy)]
+pub struct Lora<'a> {
+    /// The down-projection, `[rank, in]` F32.
+    pub a: &'a Tensor,
+    /// The up-projection, `[out, rank]` F32.
+    pub b: &'a Tensor,
+    /// `alpha/rank`, or `alpha/√rank` for rsLoRA.
+    pub scaling: f32,
+    /// Dropout of the update's input.
+    pub dropout: Option<Dropout>,
+}
+
+/// The result of one projection.
+#[derive(Debug)]
+pub struct Output {
+    /// `[tokens, out]`.
+    pub y: Tensor,
+    /// `drop(x)·Aᵀ`, unscaled, `[tokens, rank]`: the backward pass needs it.
+    pub h: Option<Tensor>,
+}
+
+/// Where the gradients of an update are added, F32.
+pub struct Gradients<'a> {
+    /// `[rank, in]`.
+    pub a: &'a mut Tensor,
+    /// `[out, rank]`.
+    pub b: &'a mut Tensor,
+}
+
+/// The backward pass of one projection.
+pub struct Backward<'a> {
+    /// As given to [`forward`].
+    pub projection: Projection<'a>,
+    /// The gradient of `y`, `[tokens, out]`.
+    pub dy: &'a Tensor,
+    /// As [`forward`] returned it; needed where the projection has an update.
+    pub h: Option<&'a Tensor>,
+    /// The gradients of the update, unless it is frozen.
+    pub gradients: Option<Gradients<'a>>,
+}
+
+/// `y = x·Wᵀ + bias + scaling·(drop(x)·Aᵀ)·Bᵀ` for each projection, with `x [tokens, in]` F32.
+///
+/// # Errors
+/// On shapes and data types that do not fit.
+pub fn forward(x: &Tensor, projections: &[Projection]) -> Result<Vec<Output>> {
+    let (tokens, _) = x.matrix("x", "[tokens, in_features]")?;
+    for (index, projection) in projections.iter().enumerate() {
+        projection.check(index, x)?;
+    }
+    let mut outputs = Vec::with_capacity(projections.len());
+    for projection in projections {
+        let y = Tensor::empty(
+            x.device(),
+            [tokens, projection.weight.out_features()],
+            DType::F32,
+        )?;
+        let h = match &projection.lora {
+            Some(lora) => Some(Tensor::empty(
+                x.device(),
+                [tokens, lora.rank()],
+                DType::F32,
+            )?),
+            None => None,
+        };
+        outputs.push(Output { y, h });
+    }
+    forward::run(x, projections, &mut outputs)?;
+    Ok(outputs)
+}
+
+/// The backward pass of [`forward`]. With `dH = scaling·dY·B` of each projection:
+/// `dB += scaling·dYᵀ·H`, `dA += dHᵀ·drop(x)`, and `dX = Σ dY·W + drop(dH·A)` over the projections, which is
+/// returned when `need_dx` is set. The weight and the bias have no gradient.
+///
+/// # Errors
+/// When `h` is missing where a projection has an update, and on shapes and data types that do not fit.
+pub fn backward(x: &Tensor, mut items: Vec<Backward>, need_dx: bool) -> Result<Option<Tensor>> {
+    let (tokens, _) = x.matrix("x", "[tokens, in_features]")?;
+    for (index, item) in items.iter().enumerate() {
+        item.check(index, x, tokens)?;
+    }
+    backward::run(x, &mut items, need_dx)
+}
+
+/// `W + scaling·B·A` in F32, `[out, in]`: the weight with its update merged, as PEFT merges it.
+///
+/// # Errors
+/// On shapes and data types that do not fit.
+pub fn merge(weight: &Weight, a: &Tensor, b: &Tensor, scaling: f32) -> Result<Tensor> {
+    let (_, in_features) = weight.matrix("weight")?;
+    let lora = Lora {
+        a,
+        b,
+        scaling,
+        dropout: None,
+    };
+    lora.check(|name| format!("merge: {name}"), weight, in_features)?;
+    forward::merge(weight, &lora)
+}
+
+impl Lora<'_> {
+    fn rank(&self) -> usize {
+        self.a.shape().first().copied().unwrap_or(0)
+    }
+
+    fn check(
+        &self,
+        name: impl Fn(&str) -> String,
+        weight: &Weight,
+        in_features: usize,
+    ) -> Result<()> {
+        let (rank, _) = self.a.matrix(&name("lora_a"), "[rank, in_features]")?;
+        self.a.check_shape(&name("lora_a"), &[rank, in_features])?;
+        self.b
+            .check_shape(&name("lora_b"), &[weight.out_features(), rank])?;
+        self.a.check_dtype(&name("lora_a"), DType::F32)?;
+        self.b.check_dtype(&name("lora_b"), DType::F32)?;
+        match self.dropout {
+            Some(dropout) if !(0.0..1.0).contains(&dropout.probability) => {
+                Err(Error::Argument(format!(
+                    "{}: a probability of {} is not in 0..1",
+                    name("lora dropout"),
+                    dropout.probability
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The dropout, where it changes anything.
+    fn active_dropout(&self) -> Option<&Dropout> {
+        self.dropout
+            .as_ref()
+            .filter(|dropout| dropout.probability > 0.0)
+    }
+}
+
+impl Projection<'_> {
+    fn check(&self, index: usize, x: &Tensor) -> Result<()> {
+        let name = |tensor: &str| format!("projection {index}: {tensor}");
+        x.check_dtype("x", DType::F32)?;
+        let (tokens, _) = x.matrix("x", "[tokens, in_features]")?;
+        let (out_features, in_features) = self.weight.matrix(&name("weight"))?;
+        x.check_shape("x", &[tokens, in_features])?;
+        if let Some(bias) = self.bias {
+            bias.check_shape(&name("bias"), &[out_features])?;
+            bias.check_dtype(&name("bias"), DType::F32)?;
+        }
+        match &self.lora {
+            Some(lora) => lora.check(name, self.weight, in_features),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Backward<'_> {
+    fn check(&self, index: usize, x: &Tensor, tokens: usize) -> Result<()> {
+        let name = |tensor: &str| format!("projection {index}: {tensor}");
+        self.projection.check(index, x)?;
+        self.dy.check_shape(
+            &name("dy"),
+            &[tokens, self.projection.weight.out_features()],
+        )?;
+        self.dy.check_dtype(&name("dy"), DType::F32)?;
+        match (&self.projection.lora, self.h, &self.gradients) {
+            (None, _, Some(_)) => Err(Error::Argument(name(
+                "gradients were given, but it has no low-rank update",
+            ))),
+            (Some(_), None, Some(_)) => Err(Error::Argument(name(
+                "the h of the forward pass is missing",
+            ))),
+            (Some(lora), h, gradients) => {
+                if let Some(h) = h {
+                    h.check_shape(&name("h"), &[tokens, lora.rank()])?;
+                    h.check_dtype(&name("h"), DType::F32)?;
+                }
+                if let Some(gradients) = gradients {
+                    gradients
+                        .a
+                        .check_shape(&name("gradient of lora_a"), lora.a.shape())?;
+                    gradients
+                        .b
+                        .check_shape(&name("gradient of lora_b"), lora.b.shape())?;
+                    gradients
+                        .a
+                        .check_dtype(&name("gradient of lora_a"), DType::F32)?;
+                    gradients
+                        .b
+                        .check_dtype(&name("gradient of lora_b"), DType::F32)?;
+                }
+                Ok(())
+            }
+            (None, _, None) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! The operations of a Transformer's training step, in forward and backward pairs.
+//!
+//! On the CPU, activations and gradients are F32; frozen weights may be F32, F16 or BF16.
+
+pub mod attention;
+pub mod cross_entropy;
+pub mod elementwise;
+pub mod gather;
+pub mod gelu;
+pub mod kv_cache;
+pub mod layer_norm;
+pub mod lora_linear;
+pub mod optimizer;
+pub mod rms_norm;
+pub mod rope;
+pub mod swiglu;

@@ -1,0 +1,57 @@
+//! The gated activation of Llama's feed-forward network: `act = silu(gate) · up`, `silu(x) = x·σ(x)`
+//! (Shazeer, "GLU Variants Improve Transformer", 2020).
+
+use crate::{DType, Result, Tensor, parallel, simd};
+use rayon::prelude::*;
+
+const CHUNK: usize = 1 << 13;
+
+/// `act = silu(gate) · up`, all of one shape, F32.
+///
+/// # Errors
+/// When shapes differ or a tensor is not F32.
+pub fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    up.check_shape("up", gate.shape())?;
+    let mut act = Tensor::empty(gate.device(), gate.shape(), DType::F32)?;
+    let (gate, up) = (gate.f32("gate")?, up.f32("up")?);
+    let chunks = (
+        act.as_f32_mut()?.par_chunks_mut(CHUNK),
+        gate.par_chunks(CHUNK),
+        up.par_chunks(CHUNK),
+    );
+    parallel::for_each(chunks.into_par_iter(), |(act, gate, up)| {
+        simd::vectorize(|| {
+            for ((act, &gate), &up) in act.iter_mut().zip(gate).zip(up) {
+                *act = gate * simd::sigmoid(gate) * up;
+            }
+        });
+    });
+    Ok(act)
+}
+
+/// The backward pass, written over its inputs: `dup = dact · silu(gate)`,
+/// `dgate = dact · up · σ(gate)·(1 + gate·(1 - σ(gate)))`. Returns `(dgate, dup)`.
+///
+/// # Errors
+/// When shapes differ or a tensor is not F32.
+pub fn backward(dact: &Tensor, mut gate: Tensor, mut up: Tensor) -> Result<(Tensor, Tensor)> {
+    gate.check_shape("gate", dact.shape())?;
+    up.check_shape("up", dact.shape())?;
+    let chunks = (
+        dact.f32("dact")?.par_chunks(CHUNK),
+        gate.f32_mut("gate")?.par_chunks_mut(CHUNK),
+        up.f32_mut("up")?.par_chunks_mut(CHUNK),
+    );
+    parallel::for_each(chunks.into_par_iter(), |(dact, gate, up)| {
+        simd::vectorize(|| {
+            for ((&dact, gate), up) in dact.iter().zip(gate).zip(up) {
+                let sigmoid = simd::sigmoid(*gate);
+                let silu = *gate * sigmoid;
+                let dup = dact * silu;
+                *gate = dact * *up * (sigmoid + silu * (1.0 - sigmoid));
+                *up = dup;
+            }
+        });
+    });
+    Ok((gate, up))
+}
