@@ -1,0 +1,429 @@
+//! `adapter_config.json`: PEFT's `LoraConfig`, key for key.
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+
+/// PEFT's `LoraConfig` for what is supported here. Every other key is kept as it was read and written back.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterConfig {
+    /// `r`, the rank of the update.
+    pub rank: usize,
+    /// `lora_alpha`, the numerator of the scaling.
+    pub alpha: f64,
+    /// `lora_dropout`, the probability that an input element of A is dropped in training.
+    pub dropout: f32,
+    /// Divides alpha by the root of the rank instead of the rank (rank-stabilised LoRA, Kalajdzievski 2023).
+    pub use_rslora: bool,
+    /// Which linear modules get an update.
+    pub target_modules: ModuleSelector,
+    /// Which of those do not.
+    pub exclude_modules: Option<ModuleSelector>,
+    /// Indices of the layers to adapt; `None` is all.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// Regular expressions for the name before a layer's index; empty is any.
+    pub layers_pattern: Vec<String>,
+    /// Ranks of modules whose path ends in a match of the regular expression; the first match counts.
+    pub rank_pattern: Vec<(String, usize)>,
+    /// Alphas in the same way.
+    pub alpha_pattern: Vec<(String, f64)>,
+    /// How fresh weights are drawn.
+    pub init_lora_weights: InitLoraWeights,
+    /// The base model, as the user named it.
+    pub base_model_name_or_path: Option<String>,
+    /// All keys as read.
+    keys: Map<String, Value>,
+}
+
+/// Chooses modules by their paths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModuleSelector {
+    /// `"all-linear"`: every linear module but the output head.
+    AllLinear,
+    /// Whole paths, or their last parts: `q_proj` chooses `model.layers.0.self_attn.q_proj`.
+    Names(Vec<String>),
+    /// A regular expression that the whole path must match.
+    Regex(String),
+}
+
+impl ModuleSelector {
+    fn to_json(&self) -> Value {
+        match self {
+            ModuleSelector::AllLinear => json!("all-linear"),
+            ModuleSelector::Names(names) => json!(names),
+            ModuleSelector::Regex(pattern) => json!(pattern),
+        }
+    }
+}
+
+/// How fresh weights are drawn. B is zero except for `RandomBoth`, so that a fresh adapter changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InitLoraWeights {
+    /// `true`: A Kaiming-uniform with `a = sqrt(5)`, so within `1 / sqrt(in_features)`.
+    KaimingUniform,
+    /// `"gaussian"`: A normal with standard deviation `1 / rank`.
+    Gaussian,
+    /// `false`: A and B both Kaiming-uniform; the fresh adapter changes the model.
+    RandomBoth,
+}
+
+/// Keys of PEFT 0.21.2's `LoraConfig` with their defaults, sorted.
+fn defaults() -> Value {
+    json!({
+        "alora_invocation_tokens": null, "alpha_pattern": {}, "arrow_config": null, "auto_mapping": null,
+        "base_model_name_or_path": null, "bias": "none", "corda_config": null, "ensure_weight_tying": false,
+        "eva_config": null, "exclude_modules": null, "fan_in_fan_out": false, "inference_mode": true,
+        "init_lora_weights": true, "kasa_config": null, "layer_replication": null, "layers_pattern": null,
+        "layers_to_transform": null, "loftq_config": {}, "lora_alpha": 8, "lora_bias": false,
+        "lora_dropout": 0.0, "lora_ga_config": null, "megatron_config": null,
+        "megatron_core": "megatron.core", "modules_to_save": null, "monteclora_config": null,
+        "peft_type": "LORA", "peft_version": "0.21.2", "qalora_group_size": 16, "r": 8, "rank_pattern": {},
+        "revision": null, "target_modules": null, "target_parameters": null, "task_type": "CAUSAL_LM",
+        "trainable_token_indices": null, "use_bdlora": null, "use_dora": false, "use_qalora": false,
+        "use_rslora": false, "velora_config": null,
+    })
+}
+
+/// Keys that change what an adapter computes or holds, in ways that are not supported.
+const UNSUPPORTED: [(&str, &str); 20] = [
+    (
+        "alora_invocation_tokens",
+        "activating an adapter by invocation tokens (aLoRA) is not supported",
+    ),
+    (
+        "arrow_config",
+        "routing between adapters (Arrow) is not supported",
+    ),
+    ("bias", "training biases is not supported; only \"none\" is"),
+    ("corda_config", "CorDA initialisation is not supported"),
+    (
+        "ensure_weight_tying",
+        "tying the updates of tied weights is not supported",
+    ),
+    ("eva_config", "EVA initialisation is not supported"),
+    ("kasa_config", "KaSA is not supported"),
+    ("layer_replication", "replicating layers is not supported"),
+    ("loftq_config", "LoftQ initialisation is not supported"),
+    ("lora_bias", "a bias in lora_B is not supported"),
+    ("lora_ga_config", "LoRA-GA initialisation is not supported"),
+    ("megatron_config", "Megatron layers are not supported"),
+    (
+        "modules_to_save",
+        "training whole modules beside the adapter is not supported",
+    ),
+    ("monteclora_config", "Monteclora is not supported"),
+    (
+        "target_parameters",
+        "adapting parameters that are not linear modules is not supported",
+    ),
+    (
+        "trainable_token_indices",
+        "training single token embeddings is not supported",
+    ),
+    ("use_bdlora", "block-diagonal LoRA is not supported"),
+    ("use_dora", "DoRA is not supported"),
+    ("use_qalora", "QALoRA is not supported"),
+    ("velora_config", "VeLoRA is not supported"),
+];
+
+impl AdapterConfig {
+    /// A configuration with PEFT's defaults for everything that is not given.
+    pub fn new(rank: usize, alpha: f64, target_modules: ModuleSelector) -> AdapterConfig {
+        AdapterConfig {
+            rank,
+            alpha,
+            dropout: 0.0,
+            use_rslora: false,
+            target_modules,
+            exclude_modules: None,
+            layers_to_transform: None,
+            layers_pattern: Vec::new(),
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+            init_lora_weights: InitLoraWeights::KaimingUniform,
+            base_model_name_or_path: None,
+            keys: Map::new(),
+        }
+    }
+
+    /// Reads a configuration, of this or an older PEFT: missing keys have their defaults.
+    ///
+    /// # Errors
+    /// When it is no LoRA configuration, a value makes no sense, or a key asks for what is not supported.
+    pub fn from_json(json: &Value) -> Result<AdapterConfig> {
+        let keys = json
+            .as_object()
+            .ok_or_else(|| Error::adapter("its configuration is not a JSON object"))?
+            .clone();
+        let reader = Keys(&keys);
+        if reader.get("peft_type") != Some(&json!("LORA")) {
+            let found = keys.get("peft_type").unwrap_or(&Value::Null);
+            return Err(Error::adapter(format!(
+                "`peft_type` is {found}; only \"LORA\" is supported"
+            )));
+        }
+        let defaults = defaults();
+        for (key, sentence) in UNSUPPORTED {
+            if let Some(value) = reader.get(key)
+                && !is_neutral(value)
+                && Some(value) != defaults.get(key)
+            {
+                return Err(Error::adapter(format!("`{key}` is {value}: {sentence}")));
+            }
+        }
+        let config = AdapterConfig {
+            rank: reader.rank("r", reader.get("r").unwrap_or(&json!(8)))?,
+            alpha: reader.number("lora_alpha", reader.get("lora_alpha").unwrap_or(&json!(8)))?,
+            dropout: reader.number("lora_dropout", reader.get("lora_dropout").unwrap_or(&json!(0)))? as f32,
+            use_rslora: reader.bool("use_rslora")?,
+            target_modules: reader
+                .selector("target_modules")?
+                .ok_or_else(|| Error::adapter("`target_modules` is missing; give a list, a regular expression or \"all-linear\""))?,
+            exclude_modules: reader.selector("exclude_modules")?,
+            layers_to_transform: reader.indices("layers_to_transform")?,
+            layers_pattern: reader.strings("layers_pattern")?.unwrap_or_default(),
+            rank_pattern: reader.pattern("rank_pattern", |value| reader.rank("rank_pattern", value))?,
+            alpha_pattern: reader.pattern("alpha_pattern", |value| reader.number("alpha_pattern", value))?,
+            init_lora_weights: reader.init()?,
+            base_model_name_or_path: reader.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned),
+            keys,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Fails where values make no sense, alone or together; by PEFT's rules where it has one.
+    ///
+    /// # Errors
+    /// Names the key and what would fit.
+    pub fn check(&self) -> Result<()> {
+        if self.rank == 0 {
+            return Err(Error::adapter("`r` is 0; it must be a positive integer"));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(Error::adapter(format!(
+                "`lora_dropout` is {}; it must be at least 0 and below 1",
+                self.dropout
+            )));
+        }
+        if !self.alpha.is_finite() {
+            return Err(Error::adapter(format!(
+                "`lora_alpha` is {}; it must be a number",
+                self.alpha
+            )));
+        }
+        let by_layer = self.layers_to_transform.is_some() || !self.layers_pattern.is_empty();
+        if by_layer && !matches!(self.target_modules, ModuleSelector::Names(_)) {
+            return Err(Error::adapter(
+                "`layers_to_transform` and `layers_pattern` need `target_modules` to be a list",
+            ));
+        }
+        if !self.layers_pattern.is_empty() && self.layers_to_transform.is_none() {
+            return Err(Error::adapter(
+                "`layers_pattern` needs `layers_to_transform`",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The configuration with all of PEFT's keys, sorted, and those that were read and are not known.
+    pub fn to_json(&self) -> Value {
+        let Value::Object(mut json) = defaults() else {
+            unreachable!("the defaults are an object")
+        };
+        json.extend(self.keys.clone());
+        let patterns = |pairs: Vec<(String, Value)>| Value::Object(pairs.into_iter().collect());
+        let known = [
+            ("r", json!(self.rank)),
+            ("lora_alpha", number(self.alpha)),
+            ("lora_dropout", json!(shortest(self.dropout))),
+            ("use_rslora", json!(self.use_rslora)),
+            ("target_modules", self.target_modules.to_json()),
+            (
+                "exclude_modules",
+                self.exclude_modules
+                    .as_ref()
+                    .map_or(Value::Null, ModuleSelector::to_json),
+            ),
+            ("layers_to_transform", json!(self.layers_to_transform)),
+            (
+                "layers_pattern",
+                if self.layers_pattern.is_empty() {
+                    Value::Null
+                } else {
+                    json!(self.layers_pattern)
+                },
+            ),
+            (
+                "rank_pattern",
+                patterns(
+                    self.rank_pattern
+                        .iter()
+                        .map(|(key, r)| (key.clone(), json!(r)))
+                        .collect(),
+                ),
+            ),
+            (
+                "alpha_pattern",
+                patterns(
+                    self.alpha_pattern
+                        .iter()
+                        .map(|(key, a)| (key.clone(), number(*a)))
+                        .collect(),
+                ),
+            ),
+            (
+                "init_lora_weights",
+                match self.init_lora_weights {
+                    InitLoraWeights::KaimingUniform => json!(true),
+                    InitLoraWeights::Gaussian => json!("gaussian"),
+                    InitLoraWeights::RandomBoth => json!(false),
+                },
+            ),
+            (
+                "base_model_name_or_path",
+                json!(self.base_model_name_or_path),
+            ),
+            // A saved adapter is one to use; who trains it on asks for that.
+            ("inference_mode", json!(true)),
+        ];
+        for (key, value) in known {
+            json.insert(key.into(), value);
+        }
+        json.sort_keys();
+        Value::Object(json)
+    }
+}
+
+/// A whole number without a decimal point, as PEFT has it.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e15 {
+        json!(value as i64)
+    } else {
+        json!(value)
+    }
+}
+
+/// The f64 with the fewest digits that is this f32: 0.05, not 0.05000000074505806.
+fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+/// What PEFT takes as "not asked for".
+fn is_neutral(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    }
+}
+
+/// Typed access to the keys, with errors that name the key.
+struct Keys<'a>(&'a Map<String, Value>);
+
+impl<'a> Keys<'a> {
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    fn bad(key: &str, value: &Value, wanted: &str) -> Error {
+        Error::adapter(format!("`{key}` is {value}; it must be {wanted}"))
+    }
+
+    fn rank(&self, key: &str, value: &Value) -> Result<usize> {
+        // No matrix has a rank beyond this, and products of it with any width cannot overflow.
+        let rank = value.as_u64().filter(|rank| (1..=1 << 20).contains(rank));
+        rank.map(|rank| rank as usize)
+            .ok_or_else(|| Self::bad(key, value, "a positive integer"))
+    }
+
+    fn number(&self, key: &str, value: &Value) -> Result<f64> {
+        value
+            .as_f64()
+            .filter(|number| number.is_finite())
+            .ok_or_else(|| Self::bad(key, value, "a number"))
+    }
+
+    fn bool(&self, key: &str) -> Result<bool> {
+        self.get(key).map_or(Ok(false), |value| {
+            value
+                .as_bool()
+                .ok_or_else(|| Self::bad(key, value, "true or false"))
+        })
+    }
+
+    fn strings(&self, key: &str) -> Result<Option<Vec<String>>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let strings = match value {
+            Value::String(one) => Some(vec![one.clone()]),
+            Value::Array(list) => list
+                .iter()
+                .map(|item| item.as_str().map(str::to_owned))
+                .collect(),
+            _ => None,
+        };
+        strings
+            .map(Some)
+            .ok_or_else(|| Self::bad(key, value, "a string or a list of strings"))
+    }
+
+    fn selector(&self, key: &str) -> Result<Option<ModuleSelector>> {
+        Ok(match self.get(key) {
+            Some(Value::String(all))
+                if key == "target_modules" && all.eq_ignore_ascii_case("all-linear") =>
+            {
+                Some(ModuleSelector::AllLinear)
+            }
+            Some(Value::String(pattern)) => Some(ModuleSelector::Regex(pattern.clone())),
+            _ => self.strings(key)?.map(ModuleSelector::Names),
+        })
+    }
+
+    fn indices(&self, key: &str) -> Result<Option<Vec<usize>>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let index = |value: &Value| value.as_u64().map(|index| index as usize);
+        let indices = match value {
+            Value::Array(list) => list.iter().map(index).collect(),
+            one => index(one).map(|index| vec![index]),
+        };
+        let indices: Vec<usize> =
+            indices.ok_or_else(|| Self::bad(key, value, "an index or a list of indices"))?;
+        // As in PEFT, an empty list is no restriction.
+        Ok(Some(indices).filter(|indices| !indices.is_empty()))
+    }
+
+    fn pattern<T>(
+        &self,
+        key: &str,
+        parse: impl Fn(&Value) -> Result<T>,
+    ) -> Result<Vec<(String, T)>> {
+        match self.get(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Object(map)) => map
+                .iter()
+                .map(|(pattern, value)| Ok((pattern.clone(), parse(value)?)))
+                .collect(),
+            Some(value) => Err(Self::bad(key, value, "an object from patterns to numbers")),
+        }
+    }
+
+    fn init(&self) -> Result<InitLoraWeights> {
+        match self.get("init_lora_weights") {
+            None | Some(Value::Bool(true)) => Ok(InitLoraWeights::KaimingUniform),
+            Some(Value::Bool(false)) => Ok(InitLoraWeights::RandomBoth),
+            Some(Value::String(name)) if name.eq_ignore_ascii_case("gaussian") => {
+                Ok(InitLoraWeights::Gaussian)
+            }
+            Some(value) => Err(Self::bad(
+                "init_lora_weights",
+                value,
+                "true, false or \"gaussian\"; other initialisations are not supported",
+            )),
+        }
+    }
+}
