@@ -1,2 +1,7 @@
-//! The trainer and the fuselora program.
+//! The trainer: data, schedules, records, and the definition of the command line.
 #![deny(missing_docs)]
+
+pub mod data;
+pub mod interrupt;
+pub mod mistake;
+pub mod schedule;

@@ -1,0 +1,62 @@
+//! Mistakes of the user, told apart from failures of the program.
+
+/// Something that the user can put right: a wrong flag, a malformed row, a missing file.
+///
+/// Its message is one sentence that says what is wrong and what to do. Any error with a `Mistake` in its
+/// chain ends the program with exit code 2, see [`exit_code`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Mistake(pub String);
+
+/// Makes an [`anyhow::Error`] out of a [`Mistake`] with a formatted message.
+#[macro_export]
+macro_rules! mistake {
+    ($($arguments:tt)*) => {
+        ::anyhow::Error::new($crate::mistake::Mistake(format!($($arguments)*)))
+    };
+}
+
+/// The exit code for an error: 2 where the user, or the user's machine (a full disk, an unreadable file),
+/// is at fault, 1 for everything else.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    let outside = error
+        .chain()
+        .any(|cause| cause.is::<Mistake>() || cause.is::<std::io::Error>());
+    if outside { 2 } else { 1 }
+}
+
+/// Whether the error is a reader that went away, as in `fuselora generate ... | head -1`.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn mistakes_are_found_under_their_context() {
+        let error = Err::<(), _>(mistake!("rank is 0"))
+            .context("run.toml")
+            .unwrap_err();
+        assert_eq!(exit_code(&error), 2);
+        assert_eq!(format!("{error:#}"), "run.toml: rank is 0");
+        assert_eq!(exit_code(&anyhow::anyhow!("the shapes differ")), 1);
+    }
+
+    #[test]
+    fn a_closed_pipe_is_recognised() {
+        let closed = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        assert!(is_broken_pipe(
+            &anyhow::Error::new(closed).context("writing")
+        ));
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        assert!(!is_broken_pipe(&full.into()));
+    }
+}
