@@ -4,4 +4,5 @@
 pub mod data;
 pub mod interrupt;
 pub mod mistake;
+pub mod records;
 pub mod schedule;
