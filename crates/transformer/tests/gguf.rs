@@ -164,6 +164,26 @@ fn ids_are_those_of_an_independent_byte_pair_encoding() {
 }
 
 #[test]
+fn ids_are_those_of_sentence_piece() {
+    let gguf = GgufFile::open(&fixture("sentence-piece.gguf")).unwrap();
+    let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
+    let cases: Value =
+        serde_json::from_slice(&fs::read(fixture("sentence-piece.json")).unwrap()).unwrap();
+    for case in cases.as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        let ids = tokenizer.encode(text, true).unwrap();
+        assert_eq!(json!(ids), case["ids"], "{text:?}");
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), text);
+        let mut stream = tokenizer.stream();
+        let mut streamed = String::new();
+        for &id in &ids {
+            streamed += &stream.push(id).unwrap();
+        }
+        assert_eq!(streamed + &stream.finish().unwrap(), text);
+    }
+}
+
+#[test]
 fn refusals_say_what_is_known() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");

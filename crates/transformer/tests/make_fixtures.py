@@ -1,17 +1,19 @@
 """Makes the files under tests/fixtures with other implementations than ours, to hold ours against.
 
-Run: python3 make_fixtures.py SMOLLM2.gguf, with the packages gguf, numpy, regex, safetensors.
+Run: python3 make_fixtures.py SMOLLM2.gguf TEXT, with the packages gguf, numpy, regex, safetensors, sentencepiece.
 - blocks.gguf: random bytes of every GGML type, written by the package gguf; blocks.safetensors: what that
   package dequantizes them to.
 - tiny-llama.gguf: a llama of two layers, whose q and k are permuted as llama.cpp's converter does it, with
   the first tokens and merges of SmolLM2's tokenizer; tiny-llama.safetensors: the tensors before that, by
   their Hugging Face names.
+- sentence-piece.gguf: a SentencePiece BPE trained on TEXT with Llama 2's settings; sentence-piece.json: texts
+  with the ids that the library sentencepiece gives them.
 - tokens.json: texts with their ids under SmolLM2's whole tokenizer and under tiny-llama's, from the plain
   byte-pair encoding below.
 """
-import json, pathlib, sys
+import io, json, pathlib, sys
 import numpy as np, regex
-import gguf
+import gguf, sentencepiece
 from gguf import GGMLQuantizationType as T
 from safetensors.numpy import save_file
 
@@ -138,4 +140,25 @@ TEXTS = [
 json.dump(
     [{"text": t, "smollm2": encode(t, tokens, kinds, merges), "tiny": encode(t, few, kinds[:VOCAB], few_merges)} for t in TEXTS],
     open(OUT / "tokens.json", "w"), indent=0, ensure_ascii=False,
+)
+
+# --- SentencePiece
+model = io.BytesIO()
+sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(open(sys.argv[2]).read().splitlines()), model_writer=model, model_type="bpe", vocab_size=700,
+    byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True,
+    allow_whitespace_only_pieces=True, character_coverage=0.999, num_threads=1, minloglevel=2,
+)
+spm = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+writer = gguf.GGUFWriter(OUT / "sentence-piece.gguf", "llama")
+writer.add_tokenizer_model("llama")
+writer.add_token_list([spm.id_to_piece(i) for i in range(700)])
+writer.add_token_scores([spm.get_score(i) for i in range(700)])
+kind = lambda i: 2 if spm.is_unknown(i) else 3 if spm.is_control(i) else 6 if spm.is_byte(i) else 1
+writer.add_token_types([kind(i) for i in range(700)])
+writer.add_unk_token_id(0); writer.add_bos_token_id(1); writer.add_eos_token_id(2)
+writer.write_header_to_file(); writer.write_kv_data_to_file(); writer.write_tensors_to_file(); writer.close()
+PLAIN = [text for text in TEXTS if "<|" not in text and text] + [" leading", "trailing ", "a" * 30, "the theatre's there"]
+json.dump(
+    [{"text": t, "ids": [1] + spm.encode(t)} for t in PLAIN], open(OUT / "sentence-piece.json", "w"), indent=0, ensure_ascii=False,
 )

@@ -243,3 +243,100 @@ pub(super) fn tensor(
         order,
     )))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::MetadataValue;
+
+    fn metadata(changes: &[(&str, MetadataValue)]) -> Metadata {
+        let sizes = [
+            ("llama.embedding_length", 2048),
+            ("llama.attention.head_count", 32),
+            ("llama.attention.head_count_kv", 8),
+            ("llama.feed_forward_length", 8192),
+            ("llama.block_count", 16),
+            ("llama.context_length", 131_072),
+        ];
+        let mut metadata = Metadata::default();
+        for (key, size) in sizes {
+            metadata.0.insert(key.into(), MetadataValue::Unsigned(size));
+        }
+        metadata.0.insert(
+            "llama.rope.freq_base".into(),
+            MetadataValue::Float(500_000.0),
+        );
+        metadata.0.insert(
+            "llama.attention.layer_norm_rms_epsilon".into(),
+            MetadataValue::Float(f64::from(1e-5f32)),
+        );
+        metadata.0.extend(
+            changes
+                .iter()
+                .map(|(key, value)| (key.to_string(), value.clone())),
+        );
+        metadata
+    }
+
+    fn read(changes: &[(&str, MetadataValue)], factors: Option<&[f32]>) -> Result<Value, String> {
+        config(&metadata(changes), 128_256, true, false, factors)
+    }
+
+    #[test]
+    fn llama3_scaling_is_found_in_its_divisors() {
+        // transformers 5.24: the default frequencies over those of rope_type llama3, factor 32.
+        let mut factors = [1.0f32; 32];
+        factors[15..18].copy_from_slice(&[1.651_329, 3.292_263, 9.666_73]);
+        factors[18..].fill(32.0);
+        let scaling = read(&[], Some(&factors)).unwrap()["rope_scaling"].clone();
+        let wanted = json!({
+            "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        });
+        assert_eq!(scaling, wanted);
+        factors[16] = 3.4;
+        assert!(
+            read(&[], Some(&factors))
+                .unwrap_err()
+                .contains("does not follow Llama 3's rule")
+        );
+        assert!(read(&[], Some(&factors[..31])).is_err());
+    }
+
+    #[test]
+    fn configurations_that_would_be_guesses_are_refused() {
+        use MetadataValue::{Float, String, Unsigned};
+        assert_eq!(read(&[], None).unwrap()["head_dim"], 64);
+        let linear = [
+            ("llama.rope.scaling.type", String("linear".into())),
+            ("llama.rope.scaling.factor", Float(4.0)),
+        ];
+        let scaling = read(&linear, None).unwrap()["rope_scaling"].clone();
+        assert_eq!(scaling, json!({ "rope_type": "linear", "factor": 4.0 }));
+        let cases = [
+            ("llama.rope.scaling.type", String("yarn".into()), "\"yarn\""),
+            ("llama.expert_count", Unsigned(8), "8 experts"),
+            (
+                "llama.rope.dimension_count",
+                Unsigned(32),
+                "rotates only part",
+            ),
+            ("llama.attention.value_length", Unsigned(128), "value heads"),
+            (
+                "llama.attention.head_count",
+                Unsigned(0),
+                "`llama.attention.head_count` is 0",
+            ),
+            ("llama.attention.key_length", Unsigned(7), "even width"),
+            (
+                "llama.block_count",
+                Float(1.0),
+                "no metadata `llama.block_count`",
+            ),
+        ];
+        for (key, value, expected) in cases {
+            let error = read(&[(key, value)], None).unwrap_err();
+            assert!(error.contains(expected), "{key}: {error}");
+        }
+    }
+}

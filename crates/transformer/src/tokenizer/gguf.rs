@@ -204,8 +204,9 @@ struct Parts {
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const KNOWN_PRE: &str =
-    "default, gpt-2, llama-bpe, qwen2, smollm, starcoder, refact, command-r, codeshell";
+    "default, gpt-2, llama-bpe, qwen2, tekken, smollm, starcoder, refact, command-r, codeshell";
 
 fn byte_level_bpe(
     metadata: &Metadata,
@@ -232,8 +233,9 @@ fn byte_level_bpe(
             json!({ "type": "Digits", "individual_digits": true }),
             byte_level(true),
         ]),
-        "llama-bpe" => sequence(vec![split(LLAMA3), byte_level(false)]),
+        "llama-bpe" | "llama3" | "llama-v3" => sequence(vec![split(LLAMA3), byte_level(false)]),
         "qwen2" => sequence(vec![split(QWEN2), byte_level(false)]),
+        "tekken" => sequence(vec![split(TEKKEN), byte_level(false)]),
         "default" => sequence(vec![
             split(r"[\p{P}\$\+<=>\^~\|]+"),
             split(GPT2),
@@ -247,8 +249,9 @@ fn byte_level_bpe(
             ));
         }
     };
-    // Llama 3 takes a whole word that is a token as it is, whatever its merges would give.
-    let ignore_merges = name == "llama-bpe";
+    // These take a whole word that is a token as it is, whatever its merges would give, and begin each text
+    // with the beginning token.
+    let like_llama3 = matches!(name, "llama-bpe" | "llama3" | "llama-v3" | "tekken");
     Ok(Parts {
         normalizer: if name == "qwen2" {
             json!({ "type": "NFC" })
@@ -258,8 +261,8 @@ fn byte_level_bpe(
         pre_tokenizer,
         post_processor: byte_level(true),
         decoder: byte_level(true),
-        model: bpe(vocabulary, &merges, ignore_merges, None, false),
-        adds_bos: name == "llama-bpe",
+        model: bpe(vocabulary, &merges, like_llama3, None, false),
+        adds_bos: like_llama3,
     })
 }
 
