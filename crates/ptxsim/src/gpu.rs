@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::exec;
 use crate::memory::{DeviceMemory, DevicePtr, MemoryError, MemoryInfo};
 use crate::observe::{Checks, Counters};
 use crate::profile::Profile;
-use crate::program::Param;
+use crate::program::{ModuleText, Param, Program, Symbols, decode, device_variables};
 use crate::report::Fault;
-use crate::syntax::LoadError;
+use crate::syntax::{self, LoadError};
 
 /// One simulated GPU. Share it between threads as you like.
 pub struct Gpu {
@@ -75,7 +76,69 @@ impl Gpu {
     /// Reads PTX text and allocates the variables that it declares. They are freed with the last
     /// clone of the [`Module`] and its kernels.
     pub fn load(&self, ptx: &str) -> Result<Module, LoadError> {
-        Err(LoadError::at(ptx, 0, "the reader is not here yet"))
+        let tree = syntax::parse(ptx)?;
+        self.check_target(tree.target)?;
+        let mut globals = Globals {
+            memory: self.memory.clone(),
+            variables: Vec::new(),
+        };
+        let symbols = Symbols::new(&tree, |name, bytes| {
+            let ptr = self
+                .memory
+                .alloc(bytes, Some(name.to_string()))
+                .map_err(|error| LoadError::whole(format!("`{name}`: {error}")))?;
+            globals.variables.push((name.to_string(), ptr, bytes));
+            Ok(ptr.0)
+        })?;
+        for variable in device_variables(&tree) {
+            let bytes = symbols.initial_bytes(variable)?;
+            if let Some((_, ptr, _)) = globals.variables.iter().find(|(n, ..)| n == variable.name) {
+                let written = self.memory.write(*ptr, &bytes);
+                written.map_err(|error| LoadError::whole(error.to_string()))?;
+            }
+        }
+        let files = tree
+            .files
+            .iter()
+            .map(|&(number, name)| (number, name.into()))
+            .collect();
+        let text = Arc::new(ModuleText {
+            source: ptx.to_string(),
+            files,
+        });
+        let globals = Arc::new(globals);
+        let mut kernels = Vec::new();
+        for (number, function) in tree.functions.iter().enumerate() {
+            if function.is_entry && function.body.is_some() {
+                let program = Arc::new(decode(&tree, number, &symbols, &text)?);
+                kernels.push(Kernel {
+                    program,
+                    globals: globals.clone(),
+                });
+            }
+        }
+        Ok(Module {
+            kernels: kernels.into(),
+            globals,
+        })
+    }
+
+    /// Refuses PTX for a newer GPU than this one, or for the specific features of another.
+    fn check_target(&self, target: &str) -> Result<(), LoadError> {
+        let (major, minor) = self.profile.compute_capability;
+        let own = major * 10 + minor;
+        let digits = target.strip_prefix("sm_").unwrap_or_default();
+        let specific = digits.ends_with(['a', 'f']);
+        let needed: u32 = digits
+            .trim_end_matches(['a', 'f'])
+            .parse()
+            .map_err(|_| LoadError::whole(format!("`.target {target}` is not an architecture")))?;
+        if needed > own || specific && needed != own {
+            let name = self.profile.name;
+            let message = format!("`.target {target}`: {name} has capability {major}.{minor}");
+            return Err(LoadError::whole(message));
+        }
+        Ok(())
     }
 
     /// Runs a kernel to its end. `args` holds the parameters at the offsets of
@@ -86,21 +149,36 @@ impl Gpu {
         config: &LaunchConfig,
         args: &[u8],
     ) -> Result<LaunchReport, Fault> {
-        let _ = (config, args);
-        Err(Fault {
-            kernel: kernel.name.clone(),
-            kind: Box::new(crate::FaultKind::InvalidLaunch(
-                "the engine is not here yet".into(),
-            )),
-            party: None,
-        })
+        exec::run(
+            &kernel.program,
+            self.memory.snapshot(),
+            config,
+            &self.profile,
+            args,
+        )
+    }
+}
+
+/// A module's variables in device memory; they go with it.
+struct Globals {
+    memory: Arc<DeviceMemory>,
+    variables: Vec<(String, DevicePtr, u64)>,
+}
+
+impl Drop for Globals {
+    fn drop(&mut self) {
+        for (_, ptr, _) in &self.variables {
+            // The user may have freed it; nothing is lost then.
+            let _ = self.memory.free(*ptr);
+        }
     }
 }
 
 /// A loaded PTX module.
 #[derive(Clone)]
 pub struct Module {
-    kernels: Arc<Vec<Kernel>>,
+    kernels: Arc<[Kernel]>,
+    globals: Arc<Globals>,
 }
 
 impl Module {
@@ -114,8 +192,8 @@ impl Module {
 
     /// A `.global` or `.const` variable's address and size in bytes.
     pub fn global(&self, name: &str) -> Option<(DevicePtr, u64)> {
-        let _ = name;
-        None
+        let variable = self.globals.variables.iter().find(|(own, ..)| own == name);
+        variable.map(|(_, ptr, bytes)| (*ptr, *bytes))
     }
 
     /// The kernels' names.
@@ -127,44 +205,52 @@ impl Module {
 /// A kernel of a loaded module.
 #[derive(Clone)]
 pub struct Kernel {
-    name: Arc<str>,
-    params: Arc<[Param]>,
+    program: Arc<Program>,
+    /// Kept so that the module's variables outlive its kernels.
+    #[expect(dead_code, reason = "held for its drop")]
+    globals: Arc<Globals>,
 }
 
 impl Kernel {
     /// Its name, as in the PTX.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.program.name
     }
 
     /// Its parameters, in order.
     pub fn params(&self) -> &[Param] {
-        &self.params
+        &self.program.params
     }
 
     /// The bytes that the parameters take.
     pub fn params_size(&self) -> u32 {
-        self.params.last().map_or(0, |last| last.offset + last.size)
+        self.program.params_bytes
     }
 
     /// Shared memory that it declares with a size, bytes.
     pub fn static_shared_bytes(&self) -> u32 {
-        0
+        self.program.shared_bytes
     }
 
     /// Local memory of one thread, bytes.
     pub fn local_bytes(&self) -> u32 {
-        0
+        self.program.local_bytes
     }
 
     /// The most threads that a block may have, by `.maxntid` or `.reqntid`, else 1024.
     pub fn max_threads(&self) -> u32 {
-        1024
+        let required = self
+            .program
+            .required_block
+            .map(|block| block.iter().product());
+        required.or(self.program.max_threads).unwrap_or(1024)
     }
 
-    /// An estimate of the 32-bit registers that a thread needs: the most alive at once.
+    /// An upper estimate of the 32-bit registers that a thread needs: what the PTX declares, at
+    /// most the 255 that a GPU gives. The true number is the assembler's choice.
     pub fn registers(&self) -> u32 {
-        0
+        let counts = self.program.registers;
+        (counts.words + 2 * counts.wides).clamp(1, 255)
     }
 }
 

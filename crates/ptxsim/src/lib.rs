@@ -1,6 +1,6 @@
 //! Runs PTX on the CPU, a warp at a time, under checks stricter than a GPU's.
 //!
-//! ```no_run
+//! ```
 //! use ptxsim::{Gpu, LaunchConfig, Profile};
 //!
 //! let gpu = Gpu::new(Profile::a100());

@@ -1,1 +1,17 @@
 //! Running a kernel.
+//!
+//! [`launch`] hands out blocks to threads, [`block`] runs the warps of one, [`warp`] keeps the
+//! diverged lanes of a warp, [`step`] executes an instruction. Memory is in [`access`], what
+//! lanes do together in [`collective`], asynchronous copies in [`copies`].
+
+mod access;
+mod block;
+mod collective;
+mod copies;
+mod launch;
+mod print;
+pub(crate) mod registers;
+mod step;
+mod warp;
+
+pub(crate) use launch::{Launch, run};

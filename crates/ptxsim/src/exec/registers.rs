@@ -209,7 +209,10 @@ impl Lane for bool {
     }
     #[inline(always)]
     fn commit(registers: &mut Registers, slot: Slot, mask: u32, values: &Row<bool>) {
-        let bits = values.iter().rev().fold(0, |bits, &value| bits << 1 | u32::from(value));
+        let bits = values
+            .iter()
+            .rev()
+            .fold(0, |bits, &value| bits << 1 | u32::from(value));
         registers.set_predicate(slot, mask, bits);
     }
 }
@@ -250,7 +253,10 @@ pub(crate) fn map2<D: Lane, A: Lane, B: Lane>(
     mask: u32,
     f: impl Fn(A, B, &Operands) -> D,
 ) {
-    let (a, b) = (A::fetch(registers, operands.a), B::fetch(registers, operands.b));
+    let (a, b) = (
+        A::fetch(registers, operands.a),
+        B::fetch(registers, operands.b),
+    );
     let d = each(mask, |lane| f(a[lane], b[lane], operands));
     D::commit(registers, operands.d, mask, &d);
 }
@@ -262,7 +268,10 @@ pub(crate) fn map3<D: Lane, A: Lane, B: Lane, C: Lane>(
     mask: u32,
     f: impl Fn(A, B, C, &Operands) -> D,
 ) {
-    let (a, b) = (A::fetch(registers, operands.a), B::fetch(registers, operands.b));
+    let (a, b) = (
+        A::fetch(registers, operands.a),
+        B::fetch(registers, operands.b),
+    );
     let c = C::fetch(registers, operands.c);
     let d = each(mask, |lane| f(a[lane], b[lane], c[lane], operands));
     D::commit(registers, operands.d, mask, &d);
@@ -275,8 +284,14 @@ pub(crate) fn map4<D: Lane, A: Lane, B: Lane, C: Lane, E: Lane>(
     mask: u32,
     f: impl Fn(A, B, C, E, &Operands) -> D,
 ) {
-    let (a, b) = (A::fetch(registers, operands.a), B::fetch(registers, operands.b));
-    let (c, e) = (C::fetch(registers, operands.c), E::fetch(registers, operands.e));
+    let (a, b) = (
+        A::fetch(registers, operands.a),
+        B::fetch(registers, operands.b),
+    );
+    let (c, e) = (
+        C::fetch(registers, operands.c),
+        E::fetch(registers, operands.e),
+    );
     let d = each(mask, |lane| f(a[lane], b[lane], c[lane], e[lane], operands));
     D::commit(registers, operands.d, mask, &d);
 }
@@ -289,7 +304,10 @@ pub(crate) fn map3_with_predicate<D: Lane, A: Lane, B: Lane, C: Lane>(
     mask: u32,
     f: impl Fn(A, B, C, &Operands) -> (D, bool),
 ) {
-    let (a, b) = (A::fetch(registers, operands.a), B::fetch(registers, operands.b));
+    let (a, b) = (
+        A::fetch(registers, operands.a),
+        B::fetch(registers, operands.b),
+    );
     let c = C::fetch(registers, operands.c);
     let mut q = [false; 32];
     let mut d = [D::default(); 32];

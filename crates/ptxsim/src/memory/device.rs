@@ -94,11 +94,20 @@ impl Allocation {
         }
     }
 
-    /// Stores the low `bytes` (1 or 2) of `value` at a multiple of `bytes`.
-    pub fn store_narrow(&self, offset: u64, value: u32, bytes: u32) {
+    /// Replaces the `bytes` (at most 4, aligned) at `offset` in one step; returns the old value.
+    pub fn update(&self, offset: u64, bytes: u32, apply: impl Fn(u32) -> u32) -> u32 {
         let shift = (offset % 4) as u32 * 8;
-        let mask = ((1u32 << (bytes * 8)) - 1) << shift;
-        self.store_bits(offset, value << shift, mask);
+        let mask = u32::MAX >> (32 - 8 * bytes);
+        let word = self.word(offset);
+        let mut old = word.load(Relaxed);
+        loop {
+            let before = old >> shift & mask;
+            let new = old & !(mask << shift) | (apply(before) & mask) << shift;
+            match word.compare_exchange_weak(old, new, Relaxed, Relaxed) {
+                Ok(_) => return before,
+                Err(now) => old = now,
+            }
+        }
     }
 
     pub fn read_bytes(&self, offset: u64, out: &mut [u8]) {

@@ -4,8 +4,12 @@
 //! every call compiles to nothing, so a check that is off costs nothing.
 
 mod counters;
+mod observer;
+mod watcher;
 
 pub use counters::Counters;
+pub(crate) use observer::{MemoryEvent, Observer, Site, Verdict, Violation};
+pub(crate) use watcher::{Watch, Watcher};
 
 use crate::report::FaultKind;
 

@@ -52,7 +52,11 @@ pub(crate) fn decode(
         scopes: vec![Scope::default()],
         code: Vec::new(),
         origins: Vec::new(),
-        current: Origin { at: 0, end: 0, source: None },
+        current: Origin {
+            at: 0,
+            end: 0,
+            source: None,
+        },
         registers: RegisterCounts::default(),
         constants: Constants::default(),
         words: HashMap::new(),
@@ -74,7 +78,11 @@ pub(crate) fn decode(
     for variable in &function.params {
         let bytes = variable.bytes();
         let offset = packer.place(bytes, variable.align);
-        params.push(Param { offset: offset as u32, size: bytes as u32, align: variable.align });
+        params.push(Param {
+            offset: offset as u32,
+            size: bytes as u32,
+            align: variable.align,
+        });
         decoder.declare(variable, AddressSpace::Param, offset);
     }
     for number in &reach.functions[1..] {
@@ -152,8 +160,15 @@ impl<'m, 'a> Decoder<'m, 'a> {
             .functions
             .iter()
             .flat_map(|&number| layout::nested_variables(&self.module.functions[number]));
-        let outer = self.module.variables.iter().filter(|v| reach.names.contains(v.name));
-        for variable in outer.chain(own).filter(|v| v.space == VariableSpace::Shared) {
+        let outer = self
+            .module
+            .variables
+            .iter()
+            .filter(|v| reach.names.contains(v.name));
+        for variable in outer
+            .chain(own)
+            .filter(|v| v.space == VariableSpace::Shared)
+        {
             if variable.elements.is_none() {
                 dynamic.push(variable);
             } else {
@@ -167,7 +182,9 @@ impl<'m, 'a> Decoder<'m, 'a> {
             self.shared.insert(variable.at, base);
         }
         if base > 1 << 24 {
-            return Err(LoadError::whole("the shared variables of a kernel are too large"));
+            return Err(LoadError::whole(
+                "the shared variables of a kernel are too large",
+            ));
         }
         for variable in &self.module.variables {
             if let Some(&address) = self.shared.get(&variable.at) {
@@ -178,7 +195,11 @@ impl<'m, 'a> Decoder<'m, 'a> {
     }
 
     fn declare(&mut self, variable: &Variable<'a>, space: AddressSpace, address: u64) {
-        let symbol = Symbol::Variable { space, address, bytes: variable.bytes() };
+        let symbol = Symbol::Variable {
+            space,
+            address,
+            bytes: variable.bytes(),
+        };
         self.bind(variable.name, symbol);
     }
 
@@ -193,12 +214,19 @@ impl<'m, 'a> Decoder<'m, 'a> {
         let function = &self.module.functions[number];
         let mut place = |variables: &[Variable<'a>]| {
             let place = |v: &Variable<'a>| {
-                (self.local.place(v.bytes(), v.align) as u32, v.bytes() as u32)
+                (
+                    self.local.place(v.bytes(), v.align) as u32,
+                    v.bytes() as u32,
+                )
             };
             variables.iter().map(place).collect()
         };
         let (params, returns) = (place(&function.params), place(&function.returns));
-        self.functions[number] = Some(CallTarget { pc: 0, params, returns });
+        self.functions[number] = Some(CallTarget {
+            pc: 0,
+            params,
+            returns,
+        });
     }
 
     fn function(&mut self, number: usize) -> Result<(), LoadError> {
@@ -226,8 +254,17 @@ impl<'m, 'a> Decoder<'m, 'a> {
         self.block(statements)?;
         // Falling off the end returns.
         let op = if self.in_entry { Op::Exit } else { Op::Return };
-        self.current = Origin { at: function.at as u32, end: function.at as u32, source: None };
-        self.emit(Instr { guard: None, op, class: Class::Control, flops: 0 });
+        self.current = Origin {
+            at: function.at as u32,
+            end: function.at as u32,
+            source: None,
+        };
+        self.emit(Instr {
+            guard: None,
+            op,
+            class: Class::Control,
+            flops: 0,
+        });
         Ok(())
     }
 
@@ -384,9 +421,16 @@ impl<'m, 'a> Decoder<'m, 'a> {
             }
         }
         if let Some(&(address, bytes)) = self.symbols.variables.get(name) {
-            return Some(Symbol::Variable { space: AddressSpace::Global, address, bytes });
+            return Some(Symbol::Variable {
+                space: AddressSpace::Global,
+                address,
+                bytes,
+            });
         }
-        self.symbols.functions.get(name).map(|&number| Symbol::Function(number))
+        self.symbols
+            .functions
+            .get(name)
+            .map(|&number| Symbol::Function(number))
     }
 
     /// The labels of a list of branch targets.

@@ -37,7 +37,9 @@ impl Symbols {
             }
             let bytes = variable.bytes();
             let address = allocate(variable.name, bytes)?;
-            symbols.variables.insert(variable.name.to_string(), (address, bytes));
+            symbols
+                .variables
+                .insert(variable.name.to_string(), (address, bytes));
         }
         Ok(symbols)
     }
@@ -49,11 +51,12 @@ impl Symbols {
         for value in &variable.initial {
             let bits = match value {
                 Initial::Bits(bits) => *bits,
-                Initial::Address(name, offset) => {
-                    self.address(name).map(|at| at.wrapping_add_signed(*offset)).ok_or_else(
-                        || LoadError::whole(format!("`{name}` in an initialiser is not declared")),
-                    )?
-                }
+                Initial::Address(name, offset) => self
+                    .address(name)
+                    .map(|at| at.wrapping_add_signed(*offset))
+                    .ok_or_else(|| {
+                        LoadError::whole(format!("`{name}` in an initialiser is not declared"))
+                    })?,
             };
             out.extend_from_slice(&bits.to_le_bytes()[..size]);
         }
@@ -77,7 +80,10 @@ impl Symbols {
 pub(crate) fn device_variables<'m, 'a>(
     module: &'m Module<'a>,
 ) -> impl Iterator<Item = &'m Variable<'a>> {
-    let nested = module.functions.iter().flat_map(|function| nested_variables(function));
+    let nested = module
+        .functions
+        .iter()
+        .flat_map(|function| nested_variables(function));
     module
         .variables
         .iter()

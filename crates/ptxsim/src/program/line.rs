@@ -34,7 +34,12 @@ impl<'d, 'm, 'a> Line<'d, 'm, 'a> {
             },
         };
         let used = vec![false; instruction.modifiers.len()];
-        Ok(Line { decoder, instruction, guard, used })
+        Ok(Line {
+            decoder,
+            instruction,
+            guard,
+            used,
+        })
     }
 
     pub fn opcode(&self) -> &'a str {
@@ -46,7 +51,11 @@ impl<'d, 'm, 'a> Line<'d, 'm, 'a> {
     }
 
     fn operand_error(&self, index: usize, message: impl Into<String>) -> LoadError {
-        let at = self.instruction.operands.get(index).map_or(self.instruction.at, |(at, _)| *at);
+        let at = self
+            .instruction
+            .operands
+            .get(index)
+            .map_or(self.instruction.at, |(at, _)| *at);
         self.decoder.error(at, message)
     }
 
@@ -54,7 +63,8 @@ impl<'d, 'm, 'a> Line<'d, 'm, 'a> {
 
     /// Takes the modifier `name` if it is there.
     pub fn flag(&mut self, name: &str) -> bool {
-        self.take(|modifier| (modifier == name).then_some(())).is_some()
+        self.take(|modifier| (modifier == name).then_some(()))
+            .is_some()
     }
 
     /// Takes the first modifier that `f` understands.
@@ -70,12 +80,18 @@ impl<'d, 'm, 'a> Line<'d, 'm, 'a> {
 
     /// Takes the first modifier that is in `table`.
     pub fn choice<T: Copy>(&mut self, table: &[(&str, T)]) -> Option<T> {
-        self.take(|modifier| table.iter().find(|(name, _)| *name == modifier).map(|(_, v)| *v))
+        self.take(|modifier| {
+            table
+                .iter()
+                .find(|(name, _)| *name == modifier)
+                .map(|(_, v)| *v)
+        })
     }
 
     /// Takes the next type.
     pub fn ty(&mut self) -> Decoded<Type> {
-        self.take(Type::parse).ok_or_else(|| self.error(format!("`{}` needs a type", self.opcode())))
+        self.take(Type::parse)
+            .ok_or_else(|| self.error(format!("`{}` needs a type", self.opcode())))
     }
 
     /// Takes the next type if there is one.
@@ -92,15 +108,25 @@ impl<'d, 'm, 'a> Line<'d, 'm, 'a> {
     pub fn unsupported(&self) -> LoadError {
         let modifiers = self.instruction.modifiers.join(".");
         let dot = if modifiers.is_empty() { "" } else { "." };
-        self.error(format!("`{}{dot}{modifiers}` is not modelled", self.opcode()))
+        self.error(format!(
+            "`{}{dot}{modifiers}` is not modelled",
+            self.opcode()
+        ))
     }
 
     fn check_modifiers(&self) -> Decoded<()> {
-        let unknown = self.instruction.modifiers.iter().zip(&self.used).find(|(_, used)| !**used);
+        let unknown = self
+            .instruction
+            .modifiers
+            .iter()
+            .zip(&self.used)
+            .find(|(_, used)| !**used);
         match unknown {
             None => Ok(()),
-            Some((modifier, _)) => Err(self
-                .error(format!("modifier `.{modifier}` of `{}` is not modelled", self.opcode()))),
+            Some((modifier, _)) => Err(self.error(format!(
+                "modifier `.{modifier}` of `{}` is not modelled",
+                self.opcode()
+            ))),
         }
     }
 
@@ -113,9 +139,7 @@ impl<'d, 'm, 'a> Line<'d, 'm, 'a> {
     pub fn operand(&self, index: usize) -> Decoded<&'m Operand<'a>> {
         match self.instruction.operands.get(index) {
             Some((_, operand)) => Ok(operand),
-            None => {
-                Err(self.error(format!("`{}` needs operand {}", self.opcode(), index + 1)))
-            }
+            None => Err(self.error(format!("`{}` needs operand {}", self.opcode(), index + 1))),
         }
     }
 
@@ -257,7 +281,12 @@ impl<'d, 'm, 'a> Line<'d, 'm, 'a> {
         };
         let d = self.decoder.new_registers(ty, 1);
         let op = Op::Special { d, register };
-        self.emit_extra(Instr { guard: None, op, class: Class::Integer, flops: 0 });
+        self.emit_extra(Instr {
+            guard: None,
+            op,
+            class: Class::Step,
+            flops: 0,
+        });
         match d {
             Reg::Word(slot, _) | Reg::Wide(slot) | Reg::Predicate(slot) => Ok(slot),
             Reg::Sink => Err(self.operand_error(index, "expected a value here")),
@@ -274,17 +303,26 @@ impl<'d, 'm, 'a> Line<'d, 'm, 'a> {
 
     /// The registers of `{a, b}` that are written.
     pub fn d_parts(&mut self, index: usize) -> Decoded<Vec<Reg>> {
-        self.parts(index)?.iter().map(|part| self.register(index, part)).collect()
+        self.parts(index)?
+            .iter()
+            .map(|part| self.register(index, part))
+            .collect()
     }
 
     /// The values of `{a, b}`, each of the width of `ty`.
     pub fn src_parts(&mut self, index: usize, ty: Type) -> Decoded<Vec<Slot>> {
-        self.parts(index)?.iter().map(|part| self.value(index, part, ty)).collect()
+        self.parts(index)?
+            .iter()
+            .map(|part| self.value(index, part, ty))
+            .collect()
     }
 
     /// The values of `{a, b}` as registers of any width: what a store may take.
     pub fn any_parts(&mut self, index: usize, ty: Type) -> Decoded<Vec<Reg>> {
-        self.parts(index)?.iter().map(|part| self.any_value(index, part, ty)).collect()
+        self.parts(index)?
+            .iter()
+            .map(|part| self.any_value(index, part, ty))
+            .collect()
     }
 
     /// A value of any width; immediates have the width of `ty`.
@@ -295,7 +333,11 @@ impl<'d, 'm, 'a> Line<'d, 'm, 'a> {
             return Ok(reg);
         }
         let slot = self.value(index, operand, ty)?;
-        Ok(if ty.bits() == 64 { Reg::Wide(slot) } else { Reg::Word(slot, ty.bits() as u8) })
+        Ok(if ty.bits() == 64 {
+            Reg::Wide(slot)
+        } else {
+            Reg::Word(slot, ty.bits() as u8)
+        })
     }
 
     /// `[base+offset]`. A variable's own space is returned beside it.
@@ -306,17 +348,33 @@ impl<'d, 'm, 'a> Line<'d, 'm, 'a> {
         let name = match base {
             Base::Absolute => {
                 let slot = self.decoder.wide_constant(*offset as u64);
-                return Ok((Address { base: Reg::Wide(slot), offset: 0 }, None));
+                return Ok((
+                    Address {
+                        base: Reg::Wide(slot),
+                        offset: 0,
+                    },
+                    None,
+                ));
             }
             Base::Name(name) => name,
         };
         match self.decoder.find(name) {
-            Some(Symbol::Register(reg @ (Reg::Word(_, 32) | Reg::Wide(_)))) => {
-                Ok((Address { base: reg, offset: *offset }, None))
-            }
+            Some(Symbol::Register(reg @ (Reg::Word(_, 32) | Reg::Wide(_)))) => Ok((
+                Address {
+                    base: reg,
+                    offset: *offset,
+                },
+                None,
+            )),
             Some(Symbol::Variable { space, address, .. }) => {
                 let slot = self.decoder.wide_constant(address);
-                Ok((Address { base: Reg::Wide(slot), offset: *offset }, Some(space)))
+                Ok((
+                    Address {
+                        base: Reg::Wide(slot),
+                        offset: *offset,
+                    },
+                    Some(space),
+                ))
             }
             _ => Err(self.operand_error(index, format!("`{name}` is not an address"))),
         }
@@ -333,22 +391,29 @@ impl<'d, 'm, 'a> Line<'d, 'm, 'a> {
     /// Appends the decoded instruction; every modifier must have been taken.
     pub fn emit(&mut self, op: Op, class: Class, flops: u32) -> Decoded<()> {
         self.check_modifiers()?;
-        self.decoder.emit(Instr { guard: self.guard, op, class, flops });
+        self.decoder.emit(Instr {
+            guard: self.guard,
+            op,
+            class,
+            flops,
+        });
         Ok(())
     }
 
-    /// Appends arithmetic.
-    pub fn alu(
-        &mut self,
-        row: RowFn,
-        operands: Operands,
-        class: Class,
-        flops: u32,
-    ) -> Decoded<()> {
-        self.emit(Op::Alu(row, operands), class, flops)
+    /// Appends a step of an instruction that takes several: arithmetic into a register of its own
+    /// or the last but one of its results, under the instruction's guard.
+    pub fn step(&mut self, row: RowFn, operands: Operands) {
+        let op = Op::Alu(row, operands);
+        self.decoder.emit(Instr {
+            guard: self.guard,
+            op,
+            class: Class::Step,
+            flops: 0,
+        });
     }
 
-    pub fn guard(&self) -> Option<Guard> {
-        self.guard
+    /// Appends arithmetic.
+    pub fn alu(&mut self, row: RowFn, operands: Operands, class: Class, flops: u32) -> Decoded<()> {
+        self.emit(Op::Alu(row, operands), class, flops)
     }
 }

@@ -15,7 +15,7 @@ mod types;
 use std::sync::Arc;
 
 pub(crate) use decoder::decode;
-pub(crate) use layout::{FUNCTION_TAG, Symbols};
+pub(crate) use layout::{FUNCTION_TAG, Symbols, device_variables};
 pub(crate) use ops::*;
 
 use crate::exec::registers::{Constants, RegisterCounts, RowFn, Slot};
@@ -41,6 +41,8 @@ pub(crate) enum Class {
     Memory,
     Control,
     Synchronization,
+    /// A step of the instruction behind it: not counted.
+    Step,
 }
 
 /// The predicate that an instruction runs under.
@@ -99,13 +101,20 @@ impl Program {
     /// The place of instruction `pc`.
     pub fn location(&self, pc: u32) -> Location {
         let Some(origin) = self.origins.get(pc as usize) else {
-            return Location { ptx_line: 0, instruction: "end of the code".into(), source: None };
+            return Location {
+                ptx_line: 0,
+                instruction: "end of the code".into(),
+                source: None,
+            };
         };
         let text = &self.text.source;
         let (at, end) = (origin.at as usize, origin.end as usize);
         let source = origin.source.and_then(|(number, line)| {
             let (_, file) = self.text.files.iter().find(|(n, _)| *n == number)?;
-            Some(SourceLine { file: file.clone(), line })
+            Some(SourceLine {
+                file: file.clone(),
+                line,
+            })
         });
         let words: Vec<&str> = text[at..end].split_whitespace().collect();
         Location {

@@ -232,11 +232,27 @@ pub(crate) enum VoteMode {
 
 #[derive(Debug)]
 pub(crate) enum WarpOp {
-    Vote { mode: VoteMode, d: Reg, p: Slot },
-    Match { d: Slot, all: Option<Reg>, every: bool, a: Reg },
-    Redux { d: Slot, a: Slot, apply: fn(u32, u32) -> u32 },
+    Vote {
+        mode: VoteMode,
+        d: Reg,
+        p: Slot,
+    },
+    Match {
+        d: Slot,
+        all: Option<Reg>,
+        every: bool,
+        a: Reg,
+    },
+    Redux {
+        d: Slot,
+        a: Slot,
+        apply: fn(u32, u32) -> u32,
+    },
     Shuffle(Shuffle),
-    Elect { d: Reg, p: Slot },
+    Elect {
+        d: Reg,
+        p: Slot,
+    },
     /// `bar.warp.sync`
     Sync,
 }
@@ -281,7 +297,10 @@ pub(crate) struct Parts {
 pub(crate) enum Op {
     /// Arithmetic within lanes.
     Alu(RowFn, Operands),
-    Special { d: Reg, register: SpecialRegister },
+    Special {
+        d: Reg,
+        register: SpecialRegister,
+    },
     /// `mov.b32 d, {a, b}`
     Pack(Box<Parts>),
     /// `mov.b32 {a, b}, d`
@@ -290,25 +309,42 @@ pub(crate) enum Op {
     Store(Box<Store>),
     Atomic(Box<Atomic>),
     /// `membar`, `fence` of at least device scope where `device`.
-    Fence { device: bool },
-    Branch { target: u32 },
-    BranchIndexed { index: Slot, targets: Box<[u32]> },
+    Fence {
+        device: bool,
+    },
+    Branch {
+        target: u32,
+    },
+    BranchIndexed {
+        index: Slot,
+        targets: Box<[u32]>,
+    },
     Call(Box<Call>),
     Return,
     Exit,
     Trap,
     Barrier(Box<Barrier>),
     /// Needs the lanes of `mask`.
-    Warp { mask: Slot, op: Box<WarpOp> },
-    ActiveMask { d: Slot },
+    Warp {
+        mask: Slot,
+        op: Box<WarpOp>,
+    },
+    ActiveMask {
+        d: Slot,
+    },
     LoadMatrix(Box<MatrixMove>),
     StoreMatrix(Box<MatrixMove>),
-    TransposeMatrix { d: Slot, a: Slot },
+    TransposeMatrix {
+        d: Slot,
+        a: Slot,
+    },
     MatrixMultiply(Box<MatrixMultiply>),
     AsyncCopy(Box<AsyncCopy>),
     AsyncCommit,
     /// Waits until at most so many groups are pending; `None` for `wait_all`.
-    AsyncWait { pending: Option<u32> },
+    AsyncWait {
+        pending: Option<u32>,
+    },
     /// Hints that change no result: `prefetch`, `nanosleep`, `pragma`.
     Nothing,
 }

@@ -15,7 +15,10 @@ pub(crate) struct Reach<'a> {
 impl<'a> Reach<'a> {
     /// Follows names from the function numbered `entry`.
     pub fn of(module: &Module<'a>, entry: usize) -> Reach<'a> {
-        let mut reach = Reach { functions: vec![entry], names: HashSet::new() };
+        let mut reach = Reach {
+            functions: vec![entry],
+            names: HashSet::new(),
+        };
         let mut next = 0;
         let mut calls_pointers = false;
         while let Some(&number) = reach.functions.get(next) {
@@ -28,7 +31,10 @@ impl<'a> Reach<'a> {
                         Statement::Block(inner) => blocks.push(inner),
                         Statement::Instruction(instruction) => {
                             calls_pointers |= is_pointer_call(instruction);
-                            instruction.operands.iter().for_each(|(_, o)| mention(o, &mut names));
+                            instruction
+                                .operands
+                                .iter()
+                                .for_each(|(_, o)| mention(o, &mut names));
                         }
                         _ => {}
                     }
@@ -49,10 +55,13 @@ impl<'a> Reach<'a> {
 
 /// A call whose target is a register: the third operand names its prototype.
 fn is_pointer_call(instruction: &Instruction<'_>) -> bool {
-    let target = instruction.operands.iter().find_map(|(_, operand)| match operand {
-        Operand::Name(name) => Some(*name),
-        _ => None,
-    });
+    let target = instruction
+        .operands
+        .iter()
+        .find_map(|(_, operand)| match operand {
+            Operand::Name(name) => Some(*name),
+            _ => None,
+        });
     instruction.opcode == "call" && target.is_some_and(|name| name.starts_with('%'))
 }
 
@@ -61,7 +70,10 @@ fn mention<'a>(operand: &Operand<'a>, names: &mut HashSet<&'a str>) {
         Operand::Name(name) | Operand::Sum(name, _) => {
             names.insert(name);
         }
-        Operand::Address { base: Base::Name(name), .. } => {
+        Operand::Address {
+            base: Base::Name(name),
+            ..
+        } => {
             names.insert(name);
         }
         Operand::Vector(parts) => parts.iter().for_each(|part| mention(part, names)),

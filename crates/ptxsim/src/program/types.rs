@@ -70,11 +70,17 @@ const NAMES: [(&str, Type); 30] = [
 
 impl Type {
     pub fn parse(name: &str) -> Option<Type> {
-        NAMES.iter().find(|(text, _)| *text == name).map(|(_, ty)| *ty)
+        NAMES
+            .iter()
+            .find(|(text, _)| *text == name)
+            .map(|(_, ty)| *ty)
     }
 
     pub fn name(self) -> &'static str {
-        NAMES.iter().find(|(_, ty)| *ty == self).map_or("", |(name, _)| name)
+        NAMES
+            .iter()
+            .find(|(_, ty)| *ty == self)
+            .map_or("", |(name, _)| name)
     }
 
     /// Bits of a register that holds it.
@@ -93,13 +99,22 @@ impl Type {
     }
 
     pub fn is_signed(self) -> bool {
-        matches!(self, Type::S4 | Type::S8 | Type::S16 | Type::S32 | Type::S64 | Type::S16x2)
+        matches!(
+            self,
+            Type::S4 | Type::S8 | Type::S16 | Type::S32 | Type::S64 | Type::S16x2
+        )
     }
 
     /// Whether arithmetic on it is floating point.
     pub fn is_float(self) -> bool {
         use Type::{Bf16, Bf16x2, F16, F16x2, F32, F64};
         matches!(self, F16 | Bf16 | F16x2 | Bf16x2 | F32 | F64)
+    }
+
+    /// Whether it is one whole number.
+    pub fn is_integer(self) -> bool {
+        use Type::{S8, S16, S32, S64, U8, U16, U32, U64};
+        matches!(self, U8 | S8 | U16 | S16 | U32 | S32 | U64 | S64)
     }
 
     /// Elements packed in one register.

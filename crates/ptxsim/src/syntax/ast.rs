@@ -42,7 +42,9 @@ pub(crate) struct Variable<'a> {
 impl Variable<'_> {
     /// Size in bytes; 0 for `[]`.
     pub fn bytes(&self) -> u64 {
-        self.elements.unwrap_or(0).saturating_mul(u64::from(self.element_bytes))
+        self.elements
+            .unwrap_or(0)
+            .saturating_mul(u64::from(self.element_bytes))
     }
 }
 
@@ -80,11 +82,19 @@ pub(crate) enum Statement<'a> {
     Instruction(Instruction<'a>),
     Block(Vec<Statement<'a>>),
     /// `.loc file line column`: the source of what follows.
-    Loc { file: u32, line: u32 },
+    Loc {
+        file: u32,
+        line: u32,
+    },
     /// `name: .branchtargets a, b;`
-    BranchTargets { name: &'a str, targets: Vec<(usize, &'a str)> },
+    BranchTargets {
+        name: &'a str,
+        targets: Vec<(usize, &'a str)>,
+    },
     /// `name: .callprototype (returns) _ (params);`
-    CallPrototype { name: &'a str },
+    CallPrototype {
+        name: &'a str,
+    },
 }
 
 /// `.reg .b32 %r<10>;` or `.reg .pred p, q;`
@@ -128,7 +138,11 @@ pub(crate) enum Operand<'a> {
     /// `{a, b}`.
     Vector(Vec<Operand<'a>>),
     /// `[base+offset]`, with coordinates in `[map, {x, y}]`.
-    Address { base: Base<'a>, offset: i64, coordinates: Vec<Operand<'a>> },
+    Address {
+        base: Base<'a>,
+        offset: i64,
+        coordinates: Vec<Operand<'a>>,
+    },
     /// `a|b`.
     Pair(&'a str, &'a str),
     /// `(a, b)`: the arguments of a call.

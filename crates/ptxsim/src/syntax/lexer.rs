@@ -77,8 +77,16 @@ pub(crate) fn tokens(source: &str) -> Result<Vec<Spanned<'_>>, LoadError> {
             }
             _ => return Err(LoadError::at(source, at, "PTX is ASCII outside comments")),
         };
-        out.push(Spanned { token, at: start, end: at });
+        out.push(Spanned {
+            token,
+            at: start,
+            end: at,
+        });
     }
-    out.push(Spanned { token: Token::End, at: source.len(), end: source.len() });
+    out.push(Spanned {
+        token: Token::End,
+        at: source.len(),
+        end: source.len(),
+    });
     Ok(out)
 }

@@ -11,7 +11,12 @@ const MAX_DEPTH: u32 = 64;
 
 /// Reads a PTX text.
 pub(crate) fn parse(source: &str) -> Parsed<Module<'_>> {
-    let mut parser = Parser { source, tokens: tokens(source)?, next: 0, depth: 0 };
+    let mut parser = Parser {
+        source,
+        tokens: tokens(source)?,
+        next: 0,
+        depth: 0,
+    };
     parser.module()
 }
 
@@ -36,7 +41,9 @@ impl<'a> Parser<'a> {
     }
 
     fn peek_at(&self, ahead: usize) -> Token<'a> {
-        self.tokens.get(self.next + ahead).map_or(Token::End, |spanned| spanned.token)
+        self.tokens
+            .get(self.next + ahead)
+            .map_or(Token::End, |spanned| spanned.token)
     }
 
     fn at(&self) -> usize {
@@ -109,7 +116,11 @@ impl<'a> Parser<'a> {
         let word = self.word("a number")?;
         match parse_integer(word) {
             Some(value) => Ok(if negative { -value } else { value }),
-            None => Err(LoadError::at(self.source, at, format!("`{word}` is not a whole number"))),
+            None => Err(LoadError::at(
+                self.source,
+                at,
+                format!("`{word}` is not a whole number"),
+            )),
         }
     }
 
@@ -166,7 +177,11 @@ impl<'a> Parser<'a> {
                 }
                 "address_size" => {
                     if self.integer()? != 64 {
-                        return Err(LoadError::at(self.source, at, "only 64-bit PTX is modelled"));
+                        return Err(LoadError::at(
+                            self.source,
+                            at,
+                            "only 64-bit PTX is modelled",
+                        ));
                     }
                 }
                 "file" => {
@@ -188,7 +203,9 @@ impl<'a> Parser<'a> {
                 "pragma" => self.pragma()?,
                 "global" | "const" | "shared" | "local" => {
                     self.next -= 2;
-                    module.variables.extend(self.variables(std::mem::take(&mut linkage))?);
+                    module
+                        .variables
+                        .extend(self.variables(std::mem::take(&mut linkage))?);
                 }
                 "entry" => {
                     module.functions.push(self.function(at, true)?);
@@ -229,8 +246,11 @@ impl<'a> Parser<'a> {
             Vec::new()
         };
         let name = self.word("a function name")?;
-        let params =
-            if self.peek() == Token::Mark('(') { self.parameters()? } else { Vec::new() };
+        let params = if self.peek() == Token::Mark('(') {
+            self.parameters()?
+        } else {
+            Vec::new()
+        };
         let mut function = Function {
             at,
             is_entry,
@@ -267,7 +287,11 @@ impl<'a> Parser<'a> {
             }
             "reqntid" => function.required_block = Some(self.triple()?),
             "reqnctapercluster" => function.required_cluster = Some(self.triple()?),
-            "minnctapersm" | "maxnctapersm" | "maxnreg" | "maxclusterrank" | "abi_preserve"
+            "minnctapersm"
+            | "maxnctapersm"
+            | "maxnreg"
+            | "maxclusterrank"
+            | "abi_preserve"
             | "abi_preserve_control" => {
                 self.small()?;
             }
@@ -311,7 +335,13 @@ impl<'a> Parser<'a> {
         let at = self.at();
         match self.dotted("`.param`")? {
             "param" => {}
-            "reg" => return Err(LoadError::at(self.source, at, "`.reg` parameters are not modelled")),
+            "reg" => {
+                return Err(LoadError::at(
+                    self.source,
+                    at,
+                    "`.reg` parameters are not modelled",
+                ));
+            }
             _ => return Err(LoadError::at(self.source, at, "expected `.param` here")),
         }
         self.declarator(at, VariableSpace::Param, false)
@@ -326,7 +356,13 @@ impl<'a> Parser<'a> {
             "shared" => VariableSpace::Shared,
             "local" => VariableSpace::Local,
             "param" => VariableSpace::Param,
-            _ => return Err(LoadError::at(self.source, at, "expected a state space here")),
+            _ => {
+                return Err(LoadError::at(
+                    self.source,
+                    at,
+                    "expected a state space here",
+                ));
+            }
         };
         let mut first = self.declarator(at, space, linkage.external)?;
         let mut out = Vec::new();
@@ -334,7 +370,10 @@ impl<'a> Parser<'a> {
             if self.eat('=') {
                 first.initial = self.initializer()?;
             }
-            let more = self.eat(',').then(|| self.declared_name(&first)).transpose()?;
+            let more = self
+                .eat(',')
+                .then(|| self.declared_name(&first))
+                .transpose()?;
             out.push(first);
             match more {
                 Some(variable) => first = variable,
@@ -385,7 +424,11 @@ impl<'a> Parser<'a> {
         let element_bytes = element_bytes * vector;
         let align = align.unwrap_or(element_bytes);
         if !align.is_power_of_two() {
-            return Err(LoadError::at(self.source, at, "an alignment is a power of two"));
+            return Err(LoadError::at(
+                self.source,
+                at,
+                "an alignment is a power of two",
+            ));
         }
         let pattern = Variable {
             at,
@@ -420,7 +463,12 @@ impl<'a> Parser<'a> {
             elements = Some(length);
             self.expect(']')?;
         }
-        Ok(Variable { name, elements, initial: Vec::new(), ..pattern.clone() })
+        Ok(Variable {
+            name,
+            elements,
+            initial: Vec::new(),
+            ..pattern.clone()
+        })
     }
 
     fn initializer(&mut self) -> Parsed<Vec<Initial<'a>>> {
@@ -447,7 +495,11 @@ impl<'a> Parser<'a> {
 
     fn deeper(&mut self) -> Parsed<()> {
         self.depth += 1;
-        if self.depth > MAX_DEPTH { self.error("braces nest too deep here") } else { Ok(()) }
+        if self.depth > MAX_DEPTH {
+            self.error("braces nest too deep here")
+        } else {
+            Ok(())
+        }
     }
 
     fn initial_value(&mut self) -> Parsed<Initial<'a>> {
@@ -462,7 +514,11 @@ impl<'a> Parser<'a> {
             } else {
                 word
             };
-            let offset = if self.eat('+') { self.integer()? as i64 } else { 0 };
+            let offset = if self.eat('+') {
+                self.integer()? as i64
+            } else {
+                0
+            };
             return Ok(Initial::Address(name, offset));
         }
         Ok(match self.operand()? {
@@ -621,7 +677,14 @@ impl<'a> Parser<'a> {
         }
         let end = self.tokens[self.next].end;
         self.expect(';')?;
-        Ok(Instruction { at, end, guard, opcode, modifiers, operands })
+        Ok(Instruction {
+            at,
+            end,
+            guard,
+            opcode,
+            modifiers,
+            operands,
+        })
     }
 
     fn operand(&mut self) -> Parsed<Operand<'a>> {
@@ -715,7 +778,14 @@ impl<'a> Parser<'a> {
             Token::Mark(sign @ ('+' | '-')) => {
                 self.advance();
                 let offset = self.integer()? as i64;
-                Ok(Operand::Sum(name, if sign == '-' { offset.wrapping_neg() } else { offset }))
+                Ok(Operand::Sum(
+                    name,
+                    if sign == '-' {
+                        offset.wrapping_neg()
+                    } else {
+                        offset
+                    },
+                ))
             }
             _ => Ok(Operand::Name(name)),
         }
@@ -749,7 +819,11 @@ impl<'a> Parser<'a> {
             Vec::new()
         };
         self.expect(']')?;
-        Ok(Operand::Address { base, offset, coordinates })
+        Ok(Operand::Address {
+            base,
+            offset,
+            coordinates,
+        })
     }
 }
 

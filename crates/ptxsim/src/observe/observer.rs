@@ -1,0 +1,80 @@
+//! What the engine tells an observer.
+
+use crate::exec::Launch;
+use crate::program::Instr;
+use crate::report::{AccessKind, FaultKind, Space};
+
+/// Where a warp is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Site {
+    /// Number of the block in the grid.
+    pub block: u32,
+    /// Number of the warp in the block.
+    pub warp: u32,
+    pub pc: u32,
+    pub active: u32,
+}
+
+/// What a warp instruction does to memory.
+pub(crate) struct MemoryEvent<'a> {
+    pub space: Space,
+    pub kind: AccessKind,
+    /// Of each lane.
+    pub bytes: u32,
+    /// In their space; only those of active lanes count.
+    pub addresses: &'a [u64; 32],
+    /// Does not race with other strong accesses.
+    pub strong: bool,
+}
+
+/// A fault, and the lane that made it.
+pub(crate) struct Violation {
+    pub lane: usize,
+    pub kind: FaultKind,
+}
+
+pub(crate) type Verdict = Result<(), Box<Violation>>;
+
+/// Watches one block. Every method is empty by default, and compiles to nothing.
+pub(crate) trait Observer {
+    /// An instruction is about to run.
+    fn issue(&mut self, _site: &Site, _instr: &Instr) {}
+
+    /// A branch was taken by some lanes of a group and not by others.
+    fn diverged(&mut self) {}
+
+    /// Memory is about to be accessed; the addresses are valid.
+    fn access(&mut self, _launch: &Launch<'_>, _site: &Site, _event: &MemoryEvent<'_>) -> Verdict {
+        Ok(())
+    }
+
+    /// An asynchronous copy of `bytes` bytes to shared memory was issued by each active lane.
+    fn copy_issued(
+        &mut self,
+        _launch: &Launch<'_>,
+        _site: &Site,
+        _to: &[u64; 32],
+        _bytes: u32,
+    ) -> Verdict {
+        Ok(())
+    }
+
+    /// A copy of `lane` landed: its data is now the lane's own write.
+    fn copy_landed(&mut self, _site: &Site, _lane: usize, _to: u32, _bytes: u32) {}
+
+    /// Threads waited for each other. One mask of lanes per warp: those that have waited, and
+    /// those that only announced themselves.
+    fn synchronized(&mut self, _waited: &[u32], _arrived: &[u32]) {}
+
+    /// The lanes of one warp waited for each other.
+    fn warp_synchronized(&mut self, _warp: u32) {}
+
+    /// A fence of device scope.
+    fn fence(&mut self, _launch: &Launch<'_>, _site: &Site) {}
+
+    /// A strong access: its part in ordering what other blocks do.
+    fn strong(&mut self, _launch: &Launch<'_>, _acquire: bool, _release: bool) {}
+}
+
+/// Watches nothing.
+impl Observer for () {}
