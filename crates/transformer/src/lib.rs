@@ -3,11 +3,18 @@
 
 pub mod adapter;
 pub mod atomic_file;
+pub mod batch;
 pub mod chat_template;
 pub mod checkpoint;
+pub mod config;
 pub mod convert;
 pub mod error;
+pub mod families;
+pub mod generate;
 pub mod gguf;
+pub mod layers;
+pub mod lora;
+pub mod model;
 pub mod tokenizer;
 
 pub use error::{Error, Result};

@@ -50,19 +50,18 @@ pub fn rows(x: &Tensor, ids: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-/// The backward pass of both: `dx[ids[i]] += dy[i]` and zero in all other rows, with `dy [n, width]`,
+/// The backward pass of both, added to `dx`: `dx[ids[i]] += dy[i]`, with `dy [n, width]`,
 /// `ids [n]`, `dx [m, width]`. An id may repeat.
 ///
 /// # Errors
 /// As [`forward`].
-pub fn scatter_rows(dy: &Tensor, ids: &Tensor, dx: &mut Tensor) -> Result<()> {
+pub fn scatter_add_rows(dy: &Tensor, ids: &Tensor, dx: &mut Tensor) -> Result<()> {
     let (m, width) = dx.matrix("dx", "[m, width]")?;
     let n = ids.vector("ids", "[n]")?;
     dy.check_shape("dy", &[n, width])?;
     let index = ids.u32("ids")?;
     check::indices("ids", index, m)?;
     let (dy, dx) = (dy.f32("dy")?, dx.f32_mut("dx")?);
-    dx.fill(0.0);
     simd::vectorize(|| {
         for (i, &id) in index.iter().enumerate() {
             simd::axpy(

@@ -110,30 +110,44 @@ impl Adapter {
     /// # Errors
     /// When a file cannot be written; what was there before is then untouched.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let mut specs = Vec::new();
-        let mut tensors = BTreeMap::new();
-        for (module, lora) in &self.modules {
-            for (part, tensor) in [("lora_A", &lora.a), ("lora_B", &lora.b)] {
-                let name = tensor_name(module, part);
-                specs.push(TensorSpec {
-                    name: name.clone(),
-                    shape: tensor.shape().to_vec(),
-                    dtype: DTYPE,
-                });
-                tensors.insert(name, tensor);
-            }
-        }
-        atomic_file::write_folder(
-            folder,
-            |name| name == CONFIG || name == WEIGHTS,
-            |folder| {
-                write_json(&folder.join(CONFIG), &self.config.to_json())?;
-                write_safetensors(&folder.join(WEIGHTS), &specs, |spec| {
-                    Ok(tensors[&spec.name].to_bytes()?)
-                })
-            },
-        )
+        let modules = self
+            .modules
+            .iter()
+            .map(|(module, lora)| (module.as_str(), lora));
+        write(folder, &self.config, modules)
     }
+}
+
+/// Writes an adapter of these modules; see [`Adapter::write`].
+pub(crate) fn write<'a>(
+    folder: &Path,
+    config: &AdapterConfig,
+    modules: impl Iterator<Item = (&'a str, &'a LoraWeights)>,
+) -> Result<()> {
+    let mut tensors = BTreeMap::new();
+    for (module, lora) in modules {
+        for (part, tensor) in [("lora_A", &lora.a), ("lora_B", &lora.b)] {
+            tensors.insert(tensor_name(module, part), tensor);
+        }
+    }
+    let specs: Vec<TensorSpec> = tensors
+        .iter()
+        .map(|(name, tensor)| TensorSpec {
+            name: name.clone(),
+            shape: tensor.shape().to_vec(),
+            dtype: DTYPE,
+        })
+        .collect();
+    atomic_file::write_folder(
+        folder,
+        |name| name == CONFIG || name == WEIGHTS,
+        |folder| {
+            write_json(&folder.join(CONFIG), &config.to_json())?;
+            write_safetensors(&folder.join(WEIGHTS), &specs, |spec| {
+                Ok(tensors[&spec.name].to_bytes()?)
+            })
+        },
+    )
 }
 
 /// PEFT's name of a tensor: the path of the module inside the wrapped model.

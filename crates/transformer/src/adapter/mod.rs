@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 
 use fuselora_tensor::{DType, Device, Tensor};
 
+pub(crate) use files::write;
+
 pub use config::{AdapterConfig, InitLoraWeights, ModuleSelector};
 pub use target::{LinearModule, Target};
 

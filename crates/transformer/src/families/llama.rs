@@ -1,0 +1,65 @@
+//! Llama 1 to 3 and what follows their layout (SmolLM2 and others).
+
+use serde_json::json;
+
+use super::Family;
+use crate::config::{Biases, ConfigJson, DecoderConfig};
+use crate::error::Result;
+
+pub(super) const FAMILY: Family = Family {
+    model_type: "llama",
+    config,
+};
+
+fn config(json: ConfigJson<'_>) -> Result<DecoderConfig> {
+    let attention_bias = json.bool_or("attention_bias", false)?;
+    let biases = Biases {
+        qkv: attention_bias,
+        output: attention_bias,
+        mlp: json.bool_or("mlp_bias", false)?,
+    };
+    decoder(json, biases, None)
+}
+
+/// The keys that the families in Llama's layout share.
+pub(super) fn decoder(
+    json: ConfigJson<'_>,
+    biases: Biases,
+    sliding_window: Option<usize>,
+) -> Result<DecoderConfig> {
+    json.require_neutral(&[
+        ("hidden_act", &[json!("silu"), json!("swish")]),
+        ("partial_rotary_factor", &[json!(1)]),
+        ("rope_interleaved", &[json!(false)]),
+        ("use_qk_norm", &[json!(false)]),
+        ("qk_layernorm", &[json!(false)]),
+        ("clip_qkv", &[]),
+        ("attn_logit_softcapping", &[]),
+        ("final_logit_softcapping", &[]),
+        ("logit_scale", &[json!(1)]),
+        ("embedding_multiplier", &[json!(1)]),
+        ("residual_multiplier", &[json!(1)]),
+        ("attention_multiplier", &[]),
+        ("num_experts", &[json!(0)]),
+        ("num_local_experts", &[json!(0)]),
+        ("attention_chunk_size", &[]),
+        ("no_rope_layers", &[]),
+    ])?;
+    let hidden_size = json.size("hidden_size")?;
+    let num_heads = json.size("num_attention_heads")?;
+    Ok(DecoderConfig {
+        vocab_size: json.size("vocab_size")?,
+        hidden_size,
+        intermediate_size: json.size("intermediate_size")?,
+        num_layers: json.size("num_hidden_layers")?,
+        num_heads,
+        num_kv_heads: json.size_or("num_key_value_heads", Some(num_heads))?,
+        head_dim: json.size_or("head_dim", Some(hidden_size / num_heads))?,
+        max_position_embeddings: json.size_or("max_position_embeddings", Some(2048))?,
+        rms_norm_eps: json.number_or("rms_norm_eps", 1e-6)? as f32,
+        biases,
+        rope: json.rope()?,
+        sliding_window,
+        tie_word_embeddings: json.bool_or("tie_word_embeddings", false)?,
+    })
+}

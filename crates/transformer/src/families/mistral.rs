@@ -1,0 +1,18 @@
+//! Mistral: Llama's layout with a sliding window.
+
+use super::{Family, llama};
+use crate::config::{Biases, ConfigJson, DecoderConfig};
+use crate::error::Result;
+
+pub(super) const FAMILY: Family = Family {
+    model_type: "mistral",
+    config,
+};
+
+fn config(json: ConfigJson<'_>) -> Result<DecoderConfig> {
+    let window = json
+        .get("sliding_window")
+        .map(|_| json.size("sliding_window"))
+        .transpose()?;
+    llama::decoder(json, Biases::default(), window)
+}
