@@ -1,0 +1,216 @@
+//! The decoder and its backward pass against what PEFT and transformers computed (`../shared/parity`).
+
+use std::path::{Path, PathBuf};
+
+use fuselora_tensor::{DType, Device};
+use fuselora_transformer::adapter::Adapter;
+use fuselora_transformer::batch::Batch;
+use fuselora_transformer::checkpoint::Checkpoint;
+use fuselora_transformer::generate::{GenerateOptions, generate};
+use fuselora_transformer::lora::{Lora, LoraGradients, Pass};
+use fuselora_transformer::model::{Model, TrainingOptions};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+/// Cases in Llama's layout, one of them sharded, with plain LoRA.
+const CASES: [&str; 4] = [
+    "llama-lora",
+    "llama-rslora-qv",
+    "llama-clip-decay",
+    "qwen2-patterns",
+];
+
+fn case(name: &str) -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../../shared/parity")
+        .join(name);
+    if !folder.exists() {
+        eprintln!("SKIPPED: {} is not there", folder.display());
+        return None;
+    }
+    Some(folder)
+}
+
+struct Case {
+    folder: PathBuf,
+    model: Model,
+    lora: Lora,
+    rows: Vec<(Vec<u32>, Vec<i64>)>,
+    expected: Value,
+}
+
+impl Case {
+    fn load(folder: PathBuf, adapter: &str) -> Case {
+        let device = Device::cpu();
+        let checkpoint = Checkpoint::open(folder.join("base")).unwrap();
+        let model = Model::load(&checkpoint, &device, DType::F32).unwrap();
+        let adapter = Adapter::read(&folder.join(adapter), model.linears(), &device).unwrap();
+        let lora = Lora::bind(adapter, model.linears()).unwrap();
+        let text = std::fs::read_to_string(folder.join("train.jsonl")).unwrap();
+        let rows = text
+            .lines()
+            .map(|line| {
+                let row: Value = serde_json::from_str(line).unwrap();
+                let ids = serde_json::from_value(row["input_ids"].clone()).unwrap();
+                (ids, serde_json::from_value(row["labels"].clone()).unwrap())
+            })
+            .collect();
+        let expected =
+            serde_json::from_str(&std::fs::read_to_string(folder.join("expected.json")).unwrap())
+                .unwrap();
+        Case {
+            folder,
+            model,
+            lora,
+            rows,
+            expected,
+        }
+    }
+
+    fn batch(&self, rows: std::ops::Range<usize>) -> Batch {
+        let (mut tokens, mut lengths, mut target_rows, mut targets) =
+            (vec![], vec![], vec![], vec![]);
+        for (ids, labels) in &self.rows[rows] {
+            for (i, &label) in labels
+                .iter()
+                .enumerate()
+                .skip(1)
+                .filter(|(_, label)| **label >= 0)
+            {
+                target_rows.push((tokens.len() + i - 1) as u32);
+                targets.push(label as u32);
+            }
+            tokens.extend(ids);
+            lengths.push(ids.len());
+        }
+        Batch::new(
+            self.model.device(),
+            &tokens,
+            &lengths,
+            &target_rows,
+            &targets,
+        )
+        .unwrap()
+    }
+
+    fn expected_tensor(&self, file: &str, name: &str) -> Vec<f32> {
+        let bytes = std::fs::read(self.folder.join(file)).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        tensors
+            .tensor(name)
+            .unwrap()
+            .data()
+            .chunks(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
+    }
+}
+
+fn relative_error(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let square = |x: f64| x * x;
+    let difference: f64 = got
+        .iter()
+        .zip(want)
+        .map(|(g, w)| square(f64::from(*g) - f64::from(*w)))
+        .sum();
+    (difference / want.iter().map(|w| square(f64::from(*w))).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn logits_agree_with_and_without_the_adapter() {
+    for folder in CASES.into_iter().filter_map(case) {
+        let case = Case::load(folder, "adapter-initial");
+        let batch = case.batch(0..1);
+        for (key, lora) in [
+            ("base_logits_probe", None),
+            ("adapter_logits_probe", Some(&case.lora)),
+        ] {
+            let logits = case
+                .model
+                .logits(
+                    &batch,
+                    &Pass {
+                        lora,
+                        ..Pass::default()
+                    },
+                )
+                .unwrap();
+            let want = case.expected_tensor("expected-logits.safetensors", key);
+            let error = relative_error(&logits.to_f32_vec().unwrap(), &want);
+            assert!(error < 1e-5, "{}: {key}: {error:e}", case.folder.display());
+        }
+    }
+}
+
+#[test]
+fn the_first_gradients_agree_with_and_without_checkpointing() {
+    for folder in CASES.into_iter().filter_map(case) {
+        let case = Case::load(folder, "adapter-initial");
+        let size = |key: &str| case.expected[key].as_u64().unwrap() as usize;
+        let batches: Vec<Batch> = (0..size("gradient_accumulation"))
+            .map(|micro| case.batch(micro * size("batch_size")..(micro + 1) * size("batch_size")))
+            .collect();
+        let targets: usize = batches.iter().map(Batch::target_count).sum();
+        for gradient_checkpointing in [false, true] {
+            let mut gradients = LoraGradients::zeros(&case.lora).unwrap();
+            let pass = Pass {
+                lora: Some(&case.lora),
+                ..Pass::default()
+            };
+            let options = TrainingOptions {
+                gradient_checkpointing,
+            };
+            let loss: f64 = batches
+                .iter()
+                .map(|batch| {
+                    let scale = 1.0 / targets as f32;
+                    case.model
+                        .forward_backward(batch, &pass, &mut gradients, scale, options)
+                        .unwrap()
+                })
+                .sum();
+            let want = case.expected["steps"][0]["loss"].as_f64().unwrap();
+            assert!(
+                (loss / targets as f64 / want - 1.0).abs() < 1e-5,
+                "{}",
+                case.folder.display()
+            );
+            for ((module, _), gradient) in case.lora.pairs().zip(gradients.iter()) {
+                for (part, tensor) in [("lora_A", &gradient.a), ("lora_B", &gradient.b)] {
+                    let name = format!("base_model.model.{module}.{part}.weight");
+                    let want = case.expected_tensor("expected-first-gradients.safetensors", &name);
+                    let error = relative_error(&tensor.to_f32_vec().unwrap(), &want);
+                    assert!(error < 1e-4, "{}: {name}: {error:e}", case.folder.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn greedy_generation_with_the_cache_agrees() {
+    for folder in CASES.into_iter().filter_map(case) {
+        let case = Case::load(folder, "adapter-trained");
+        let ids = |key: &str| -> Vec<u32> {
+            serde_json::from_value(case.expected["greedy_generate"][key].clone()).unwrap()
+        };
+        let (prompt, want) = (ids("prompt"), ids("tokens"));
+        let options = GenerateOptions {
+            max_new_tokens: want.len() - prompt.len(),
+            temperature: 0.0,
+            top_p: 1.0,
+            seed: 0,
+            stop_tokens: vec![],
+        };
+        let pass = Pass {
+            lora: Some(&case.lora),
+            ..Pass::default()
+        };
+        let got = generate(&case.model, &pass, &prompt, &options, |_| {
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(got, want[prompt.len()..], "{}", case.folder.display());
+    }
+}
