@@ -250,6 +250,10 @@ fn an_index_that_lies_is_refused() {
             "`a`: is also in",
         ),
         (
+            json!({ "a": "one.safetensors", "b": "two.safetensors", "c": "two.safetensors" }),
+            "`b`: is to lie in the shard \"two.safetensors\"",
+        ),
+        (
             json!({ "a": "../one.safetensors" }),
             "`a`: lies in \"../one.safetensors\", which is no file name",
         ),
