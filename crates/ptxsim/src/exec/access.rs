@@ -1,6 +1,7 @@
 //! Loads, stores, atomics and matrix rows: addresses to bytes.
 
 use super::block::Block;
+use super::cluster::is_remote;
 use super::registers::{Registers, Row, lanes};
 use crate::matrix::rows;
 use crate::memory::{AddressError, Window};
@@ -16,6 +17,18 @@ pub(super) struct Located {
     pub space: Space,
     pub addresses: Row<u64>,
     pub mask: u32,
+}
+
+impl Located {
+    /// The same lanes, `bytes` further on.
+    pub fn at_offset(&self, bytes: u64) -> Located {
+        let addresses = self.addresses.map(|address| address.wrapping_add(bytes));
+        Located {
+            space: self.space,
+            addresses,
+            mask: self.mask,
+        }
+    }
 }
 
 fn bits_of(space: AddressSpace, address: u64) -> (Space, u64) {
@@ -92,6 +105,8 @@ impl<O: Observer> Block<'_, O> {
             addresses,
             mask,
         } = located;
+        // Another block's shared memory has that block's observer.
+        let mut watched = *mask;
         for lane in lanes(*mask) {
             let address = addresses[lane];
             if address & u64::from(bytes - 1) != 0 {
@@ -116,6 +131,11 @@ impl<O: Observer> Block<'_, O> {
                         }
                     }
                 }
+                Space::Shared if is_remote(address) => {
+                    self.admit_remote(site, lane, kind, address, bytes)?;
+                    watched &= !(1 << lane);
+                    continue;
+                }
                 Space::Shared => self.shared.len(),
                 Space::Local => self.program.local_bytes as usize,
                 Space::Param => self.program.params_bytes as usize,
@@ -138,8 +158,11 @@ impl<O: Observer> Block<'_, O> {
                 return Err(self.fault(site, lane, kind));
             }
         }
+        if watched == 0 {
+            return Ok(());
+        }
         let site = Site {
-            active: *mask,
+            active: watched,
             ..*site
         };
         let event = MemoryEvent {
@@ -183,7 +206,7 @@ impl<O: Observer> Block<'_, O> {
 
     /// Reads admitted bytes.
     #[inline]
-    fn read(&self, w: usize, lane: usize, space: Space, address: u64, out: &mut [u8]) {
+    pub(super) fn read(&self, w: usize, lane: usize, space: Space, address: u64, out: &mut [u8]) {
         let at = address as usize;
         let bytes = out.len();
         match space {
@@ -193,7 +216,7 @@ impl<O: Observer> Block<'_, O> {
                     allocation.read_bytes(offset, out);
                 }
             }
-            Space::Shared => out.copy_from_slice(&self.shared[at..at + bytes]),
+            Space::Shared => out.copy_from_slice(self.shared_bytes(address, bytes)),
             Space::Local => {
                 let at = lane * self.program.local_bytes as usize + at;
                 out.copy_from_slice(&self.warps[w].local[at..at + bytes]);
@@ -214,7 +237,10 @@ impl<O: Observer> Block<'_, O> {
                     allocation.write_bytes(offset, bytes);
                 }
             }
-            Space::Shared => self.shared[at..at + bytes.len()].copy_from_slice(bytes),
+            Space::Shared => {
+                self.shared_bytes_mut(address, bytes.len())
+                    .copy_from_slice(bytes);
+            }
             Space::Local => {
                 let at = lane * self.program.local_bytes as usize + at;
                 self.warps[w].local[at..at + bytes.len()].copy_from_slice(bytes);
@@ -243,7 +269,7 @@ impl<O: Observer> Block<'_, O> {
                 self.read(w, lane, located.space, located.addresses[lane], bytes);
                 let registers = &mut self.warps[w].registers;
                 for (reg, element) in load.to.iter().zip(bytes.chunks_exact(size)) {
-                    put(registers, *reg, lane, extend(element, load.signed));
+                    registers.put(*reg, lane, extend(element, load.signed));
                 }
             }
         }
@@ -278,7 +304,7 @@ impl<O: Observer> Block<'_, O> {
                 let mut buffer: Buffer = [0; 32];
                 let registers = &self.warps[w].registers;
                 for (reg, element) in store.from.iter().zip(buffer.chunks_exact_mut(size)) {
-                    let bits = get(registers, *reg, lane).to_le_bytes();
+                    let bits = registers.get(*reg, lane).to_le_bytes();
                     element.copy_from_slice(&bits[..size]);
                 }
                 let address = located.addresses[lane];
@@ -310,15 +336,15 @@ impl<O: Observer> Block<'_, O> {
             for lane in lanes(located.mask) {
                 for (index, (b, d)) in atomic.b.iter().zip(&atomic.d).enumerate() {
                     let registers = &self.warps[w].registers;
-                    let b = get(registers, *b, lane);
-                    let c = get(registers, atomic.c, lane);
+                    let b = registers.get(*b, lane);
+                    let c = registers.get(atomic.c, lane);
                     let address = located.addresses[lane] + index as u64 * u64::from(size);
                     let apply = |old| (atomic.apply)(old, b, c);
                     let old = match located.space {
-                        Space::Shared => self.update_shared(address as usize, size as usize, apply),
+                        Space::Shared => self.update_shared(address, size as usize, apply),
                         _ => self.update_global(address, size, apply),
                     };
-                    put(&mut self.warps[w].registers, *d, lane, old);
+                    self.warps[w].registers.put(*d, lane, old);
                 }
             }
         }
@@ -326,14 +352,14 @@ impl<O: Observer> Block<'_, O> {
         Ok(())
     }
 
-    fn update_shared(&mut self, at: usize, size: usize, apply: impl Fn(u64) -> u64) -> u64 {
-        let bytes = &mut self.shared[at..at + size];
+    fn update_shared(&mut self, at: u64, size: usize, apply: impl Fn(u64) -> u64) -> u64 {
+        let bytes = self.shared_bytes_mut(at, size);
         let old = extend(bytes, false);
         bytes.copy_from_slice(&apply(old).to_le_bytes()[..size]);
         old
     }
 
-    fn update_global(&self, address: u64, size: u32, apply: impl Fn(u64) -> u64) -> u64 {
+    pub(super) fn update_global(&self, address: u64, size: u32, apply: impl Fn(u64) -> u64) -> u64 {
         match self.launch.memory.resolve(address, size.into()) {
             Ok((allocation, offset)) if size == 8 => {
                 let _lock = self.launch.memory.lock_wide();
@@ -398,7 +424,7 @@ impl<O: Observer> Block<'_, O> {
 
 /// The number that little-endian bytes hold, extended to 64 bits.
 #[inline]
-fn extend(bytes: &[u8], signed: bool) -> u64 {
+pub(super) fn extend(bytes: &[u8], signed: bool) -> u64 {
     let mut out = [0; 8];
     out[..bytes.len()].copy_from_slice(bytes);
     let unused = 64 - 8 * bytes.len() as u32;
@@ -407,28 +433,5 @@ fn extend(bytes: &[u8], signed: bool) -> u64 {
         ((value << unused) as i64 >> unused) as u64
     } else {
         value
-    }
-}
-
-/// Writes the low bits of `value` to one lane of a register.
-#[inline]
-fn put(registers: &mut Registers, reg: Reg, lane: usize, value: u64) {
-    match reg {
-        Reg::Word(slot, 32) => registers.word_mut(slot)[lane] = value as u32,
-        Reg::Word(slot, bits) => {
-            registers.word_mut(slot)[lane] = value as u32 & ((1 << bits) - 1);
-        }
-        Reg::Wide(slot) => registers.wide_mut(slot)[lane] = value,
-        Reg::Predicate(_) | Reg::Sink => {}
-    }
-}
-
-/// One lane of a register.
-#[inline]
-fn get(registers: &Registers, reg: Reg, lane: usize) -> u64 {
-    match reg {
-        Reg::Word(slot, _) => registers.word(slot)[lane].into(),
-        Reg::Wide(slot) => registers.wide(slot)[lane],
-        Reg::Predicate(_) | Reg::Sink => 0,
     }
 }

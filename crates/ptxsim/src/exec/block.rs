@@ -1,10 +1,14 @@
 //! A block: its shared memory, its warps and its barriers.
 
+use super::access::locate;
+use super::bulk::Stores;
+use super::cluster::Cluster;
 use super::copies::Copies;
 use super::launch::{Launch, mix};
 use super::registers::{Registers, first_lane};
 use super::step::Flow;
 use super::warp::{Group, State, Warp};
+use super::wgmma::Products;
 use crate::observe::{Observer, Site, Violation};
 use crate::program::{BarrierKind, Op, Program, Reg, WarpOp};
 use crate::report::{Fault, FaultKind};
@@ -14,6 +18,8 @@ pub(super) enum Progress {
     Done,
     /// It made room for other blocks.
     Paused,
+    /// Its threads wait for something that another block of the cluster has to do.
+    Blocked,
 }
 
 /// Warp instructions that a block runs before it makes room.
@@ -48,6 +54,11 @@ pub(super) struct Block<'l, O> {
     pub launch: &'l Launch<'l>,
     pub program: &'l Program,
     pub number: u32,
+    /// Its number in the cluster.
+    pub rank: u32,
+    pub cluster: Cluster,
+    /// The last phase of the cluster's barrier that the observer was told of.
+    pub cluster_phase: u64,
     pub shared: Vec<u8>,
     pub warps: Vec<Warp>,
     pub observer: O,
@@ -58,18 +69,15 @@ pub(super) struct Block<'l, O> {
 }
 
 impl<'l, O: Observer> Block<'l, O> {
-    pub fn new(launch: &'l Launch<'l>, number: u32, observer: O) -> Block<'l, O> {
+    pub fn new(launch: &'l Launch<'l>, number: u32, rank: u32, observer: O) -> Block<'l, O> {
         let program = launch.program;
         let threads = launch.threads();
         let warp = |number: u32| {
             let present = (threads - number * 32).min(32);
             let lanes = u32::MAX >> (32 - present);
             let group = Group {
-                pc: 0,
                 mask: lanes,
-                depth: 0,
-                state: State::Ready,
-                forced: false,
+                ..Group::START
             };
             Warp {
                 number,
@@ -79,6 +87,9 @@ impl<'l, O: Observer> Block<'l, O> {
                 calls: vec![Vec::new(); 32],
                 local: vec![0; 32 * program.local_bytes as usize],
                 copies: Copies::default(),
+                stores: Stores::default(),
+                products: Products::default(),
+                cluster_phase: [0; 32],
             }
         };
         let warps: Vec<Warp> = (0..threads.div_ceil(32)).map(warp).collect();
@@ -91,7 +102,11 @@ impl<'l, O: Observer> Block<'l, O> {
             launch,
             program,
             number,
-            shared: vec![0; launch.shared_bytes as usize],
+            rank,
+            // Both are lent for each turn.
+            cluster: Cluster::default(),
+            shared: Vec::new(),
+            cluster_phase: 0,
             observer,
             barriers: std::array::from_fn(|_| arrivals()),
             clock: 0,
@@ -125,8 +140,8 @@ impl<'l, O: Observer> Block<'l, O> {
             if self.warps.iter().all(|warp| warp.groups.is_empty()) {
                 return self.finish();
             }
-            if !ran {
-                self.unblock()?;
+            if !ran && !self.unblock()? {
+                return Ok(Progress::Blocked);
             }
             if self.clock >= end {
                 return Ok(Progress::Paused);
@@ -136,6 +151,9 @@ impl<'l, O: Observer> Block<'l, O> {
 
     /// Every thread has exited; nobody may be left at a barrier.
     fn finish(&mut self) -> Result<Progress, Fault> {
+        if self.launch.config.checks.async_copies {
+            self.check_copies_landed()?;
+        }
         Ok(Progress::Done)
     }
 
@@ -167,6 +185,7 @@ impl<'l, O: Observer> Block<'l, O> {
         let program = self.program;
         let end = self.clock + quantum;
         let mut ran = false;
+        self.wake(w);
         'groups: loop {
             let Some(index) = self.warps[w].pick() else {
                 if self.settle(w)? {
@@ -269,14 +288,61 @@ impl<'l, O: Observer> Block<'l, O> {
                 warp.groups[index].mask = rest;
                 warp.groups[index].pc = pc + 1;
                 warp.groups.retain(|group| group.mask != 0);
+                self.cluster.leave(active.count_ones());
             }
             Flow::Park => self.park(w, index, active, State::Parked),
+            Flow::Wait => self.park(w, index, active, State::Waiting),
             Flow::Barrier(id) => {
                 self.park(w, index, active, State::AtBarrier(id));
                 self.release(id)?;
             }
         }
         Ok(())
+    }
+
+    /// Lets the groups go on whose wait is over.
+    fn wake(&mut self, w: usize) {
+        for index in 0..self.warps[w].groups.len() {
+            let Group {
+                pc, mask, state, ..
+            } = self.warps[w].groups[index];
+            if state == State::Waiting && self.resumes(w, pc, mask) {
+                self.warps[w].groups[index].state = State::Ready;
+            }
+        }
+    }
+
+    /// Whether the instruction at which lanes wait would not make them wait again.
+    fn resumes(&self, w: usize, pc: u32, mask: u32) -> bool {
+        match &self.program.code[pc as usize].op {
+            Op::Mbarrier(op) => self.mbarrier_resumes(w, mask, op),
+            Op::WarpgroupWait { .. } => self.warpgroup_is_here(w),
+            Op::ClusterWait { .. } => self.cluster_done(w, mask),
+            _ => true,
+        }
+    }
+
+    /// All threads wait and nothing can wake them.
+    pub fn deadlock(&self) -> Fault {
+        let waits = |g: &&Group| g.state == State::Waiting;
+        let stuck = self
+            .warps
+            .iter()
+            .enumerate()
+            .find_map(|(w, warp)| warp.groups.iter().find(waits).map(|group| (w, *group)));
+        let (w, group) = stuck.unwrap_or((0, Group::START));
+        let site = self.site(w, group.pc, group.mask);
+        let lane = first_lane(group.mask);
+        let waiting_for = match &self.program.code[group.pc as usize].op {
+            Op::Mbarrier(op) => {
+                let registers = &self.warps[w].registers;
+                let located = locate(registers, op.space, &op.address, group.mask).next();
+                self.describe_mbarrier(located.map_or(0, |located| located.addresses[lane]))
+            }
+            Op::WarpgroupWait { .. } => "the other warps of its warpgroup".to_string(),
+            _ => "the other blocks of its cluster".to_string(),
+        };
+        self.fault(&site, lane, FaultKind::Deadlock { waiting_for })
     }
 
     /// Stops the active lanes of a group at its instruction; the others go on.
@@ -307,6 +373,10 @@ impl<'l, O: Observer> Block<'l, O> {
     fn settle(&mut self, w: usize) -> Result<bool, Fault> {
         let warp = &mut self.warps[w];
         let parked = |g: &Group| g.state == State::Parked;
+        // Lanes that wait may still come to where the parked ones are.
+        if warp.groups.iter().any(|g| g.state == State::Waiting) {
+            return Ok(false);
+        }
         let Some(&group) = warp.groups.iter().find(|g| parked(g)) else {
             return Ok(false);
         };
@@ -462,22 +532,26 @@ impl<'l, O: Observer> Block<'l, O> {
     }
 
     /// No warp can run: releases a barrier that only waits for threads that have left, or says
-    /// what is wrong.
-    fn unblock(&mut self) -> Result<(), Fault> {
+    /// what is wrong. Returns whether a thread can go on.
+    fn unblock(&mut self) -> Result<bool, Fault> {
         for id in 0..BARRIERS as u32 {
             if self.release(id)? {
-                return Ok(());
+                return Ok(true);
             }
+        }
+        let waits = |g: &Group| g.state == State::Waiting;
+        if self.warps.iter().any(|warp| warp.groups.iter().any(waits)) {
+            return Ok(false);
         }
         let stuck = self.warps.iter().enumerate().find_map(|(w, warp)| {
             let waits = |g: &&Group| matches!(g.state, State::AtBarrier(_));
             warp.groups.iter().find(waits).map(|group| (w, *group))
         });
         let Some((w, group)) = stuck else {
-            return Ok(());
+            return Ok(true);
         };
         let State::AtBarrier(id) = group.state else {
-            return Ok(());
+            return Ok(true);
         };
         let arrivals = &self.barriers[id as usize];
         let elsewhere = self.warps.iter().enumerate().find_map(|(other, warp)| {

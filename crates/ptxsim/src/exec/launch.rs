@@ -6,7 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use super::block::{Block, Progress};
+use super::block::Progress;
+use super::cluster::Gang;
 use crate::gpu::{LaunchConfig, LaunchReport};
 use crate::memory::Snapshot;
 use crate::observe::{Observer, Watch, Watcher};
@@ -35,8 +36,8 @@ impl Launch<'_> {
         self.config.block.iter().product()
     }
 
-    pub fn blocks(&self) -> u32 {
-        self.config.grid.iter().product()
+    pub fn clusters(&self) -> u32 {
+        self.config.grid.iter().product::<u32>() / self.config.cluster.iter().product::<u32>()
     }
 
     /// A thread at an instruction, in words.
@@ -106,6 +107,13 @@ fn check(
     if !divisible || product(config.cluster) > 16 {
         return Err("the grid must be made of whole clusters of at most 16 blocks".into());
     }
+    if let Some(required) = program.required_cluster
+        && required != config.cluster
+    {
+        return Err(format!(
+            "the kernel requires clusters of {required:?} blocks"
+        ));
+    }
     if product(config.cluster) > 1 && profile.compute_capability < (9, 0) {
         return Err(format!("{} has no clusters", profile.name));
     }
@@ -120,6 +128,14 @@ pub(crate) fn run(
     profile: &Profile,
     arguments: &[u8],
 ) -> Result<LaunchReport, Fault> {
+    // A kernel that was compiled for a cluster is launched in that one.
+    let config = &LaunchConfig {
+        cluster: match config.cluster {
+            [1, 1, 1] => program.required_cluster.unwrap_or([1; 3]),
+            asked => asked,
+        },
+        ..config.clone()
+    };
     if let Err(why) = check(program, config, profile, arguments) {
         let kind = Box::new(FaultKind::InvalidLaunch(why));
         return Err(Fault {
@@ -179,17 +195,17 @@ pub(super) fn mix(seed: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Runs every block, on all threads of the pool. A block that has run long makes room for others:
+/// Runs every cluster, on all threads of the pool. One that has run long makes room for others:
 /// it may be waiting for one of them.
 fn run_blocks<'l, O: Observer + Send>(
     launch: &'l Launch<'l>,
     observer: impl Fn(u32) -> O + Sync,
 ) -> Result<(), Fault> {
-    let blocks = launch.blocks() as usize;
-    let order = order(launch.blocks(), launch.config.seed);
+    let clusters = launch.clusters() as usize;
+    let order = order(launch.clusters(), launch.config.seed);
     let next = AtomicUsize::new(0);
     let stop = AtomicBool::new(false);
-    let waiting: Mutex<VecDeque<Block<'l, O>>> = Mutex::new(VecDeque::new());
+    let waiting: Mutex<VecDeque<Gang<'l, O>>> = Mutex::new(VecDeque::new());
     let fault: Mutex<Option<Fault>> = Mutex::new(None);
     let take_waiting = || {
         waiting
@@ -200,21 +216,21 @@ fn run_blocks<'l, O: Observer + Send>(
     let worker = |_| {
         while !stop.load(Relaxed) {
             let index = next.fetch_add(1, Relaxed);
-            let mut block = if index < blocks {
-                let number = order(index);
-                Block::new(launch, number, observer(number))
-            } else if let Some(block) = take_waiting() {
-                block
+            let mut gang = if index < clusters {
+                Gang::new(launch, order(index), &observer)
+            } else if let Some(gang) = take_waiting() {
+                gang
             } else {
                 break;
             };
-            match block.run() {
+            match gang.run() {
                 Ok(Progress::Done) => {}
-                Ok(Progress::Paused) => {
+                // A cluster says of itself when it is stuck.
+                Ok(Progress::Paused | Progress::Blocked) => {
                     waiting
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)
-                        .push_back(block);
+                        .push_back(gang);
                 }
                 Err(found) => {
                     stop.store(true, Relaxed);
@@ -224,7 +240,7 @@ fn run_blocks<'l, O: Observer + Send>(
             }
         }
     };
-    let threads = rayon::current_num_threads().min(blocks);
+    let threads = rayon::current_num_threads().min(clusters);
     if threads == 1 {
         worker(0);
     } else {

@@ -6,12 +6,16 @@
 
 mod access;
 mod block;
+mod bulk;
+mod cluster;
 mod collective;
 mod copies;
 mod launch;
+mod mbarrier;
 mod print;
 pub(crate) mod registers;
 mod step;
 mod warp;
+mod wgmma;
 
 pub(crate) use launch::{Launch, run};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use crate::program::Operands;
+use crate::program::{Operands, Reg};
 
 /// One value per lane.
 pub(crate) type Row<T> = [T; 32];
@@ -107,6 +107,29 @@ impl Registers {
     pub fn set_predicate(&mut self, slot: Slot, mask: u32, bits: u32) {
         let predicate = &mut self.predicates[slot.0 as usize];
         *predicate = *predicate & !mask | bits & mask;
+    }
+
+    /// Writes the low bits of `value` to one lane of a register.
+    #[inline]
+    pub fn put(&mut self, reg: Reg, lane: usize, value: u64) {
+        match reg {
+            Reg::Word(slot, 32) => self.word_mut(slot)[lane] = value as u32,
+            Reg::Word(slot, bits) => {
+                self.word_mut(slot)[lane] = value as u32 & ((1 << bits) - 1);
+            }
+            Reg::Wide(slot) => self.wide_mut(slot)[lane] = value,
+            Reg::Predicate(_) | Reg::Sink => {}
+        }
+    }
+
+    /// One lane of a register.
+    #[inline]
+    pub fn get(&self, reg: Reg, lane: usize) -> u64 {
+        match reg {
+            Reg::Word(slot, _) => self.word(slot)[lane].into(),
+            Reg::Wide(slot) => self.wide(slot)[lane],
+            Reg::Predicate(_) | Reg::Sink => 0,
+        }
     }
 }
 

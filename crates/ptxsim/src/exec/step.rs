@@ -19,6 +19,8 @@ pub(super) enum Flow {
     Park,
     /// Waits at a block barrier.
     Barrier(u32),
+    /// Waits until something else has happened, then runs the instruction again.
+    Wait,
 }
 
 /// Calls that may be open at once.
@@ -110,6 +112,46 @@ impl<O: Observer> Block<'_, O> {
             Op::Return => return Ok(self.ret(w, active)),
             Op::Exit => return Ok(Flow::Exit),
             Op::Trap => return Err(self.fault(site, first_lane(active), FaultKind::Trap)),
+            Op::Mbarrier(op) => return self.mbarrier(w, site, op),
+            Op::ProxyFence => self.observer.proxy_fence(site),
+            Op::BulkCopy(copy) => self.issue_bulk(w, site, copy)?,
+            Op::BulkCommit => self.warps[w].stores.commit(active),
+            Op::BulkWait { pending } => self.wait_for_stores(w, active, *pending),
+            Op::WarpgroupMultiply(multiply) => {
+                if active != FULL && !forced {
+                    return Ok(Flow::Park);
+                }
+                self.issue_product(w, site, multiply)?;
+            }
+            Op::WarpgroupCommit => {
+                if active != FULL && !forced {
+                    return Ok(Flow::Park);
+                }
+                self.warps[w].products.commit();
+            }
+            Op::WarpgroupWait { pending } => {
+                if active != FULL && !forced {
+                    return Ok(Flow::Park);
+                }
+                return Ok(self.wait_for_products(w, *pending));
+            }
+            Op::ClusterArrive { aligned } => {
+                if *aligned && active != self.warps[w].live() && !forced {
+                    return Ok(Flow::Park);
+                }
+                self.cluster_arrive(w, active);
+            }
+            Op::ClusterWait { aligned } => {
+                if *aligned && active != self.warps[w].live() && !forced {
+                    return Ok(Flow::Park);
+                }
+                return Ok(self.cluster_wait(w, active));
+            }
+            Op::MapAddress { d, a, rank } => {
+                let rank = *self.warps[w].registers.word(*rank);
+                self.map_address(w, site, *d, *a, &rank)?;
+            }
+            Op::RankOfAddress { d, a } => self.rank_of_address(w, active, *d, *a),
             Op::Nothing => {}
         }
         Ok(Flow::Next)

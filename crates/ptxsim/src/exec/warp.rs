@@ -4,8 +4,10 @@
 //! first, then the one at the lowest instruction: compilers lay code out so that it is the one
 //! that the others wait for, and groups that meet become one again.
 
+use super::bulk::Stores;
 use super::copies::Copies;
 use super::registers::Registers;
+use super::wgmma::Products;
 
 /// Why a group does not run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +17,8 @@ pub(super) enum State {
     Parked,
     /// Waits at a block barrier.
     AtBarrier(u32),
+    /// Waits at an instruction until something else has happened.
+    Waiting,
 }
 
 /// Lanes at the same instruction.
@@ -29,6 +33,17 @@ pub(super) struct Group {
     pub forced: bool,
 }
 
+impl Group {
+    /// A whole warp that has not run yet.
+    pub const START: Group = Group {
+        pc: 0,
+        mask: u32::MAX,
+        depth: 0,
+        state: State::Ready,
+        forced: false,
+    };
+}
+
 pub(super) struct Warp {
     pub number: u32,
     pub registers: Registers,
@@ -40,6 +55,10 @@ pub(super) struct Warp {
     /// Local memory, lane after lane.
     pub local: Vec<u8>,
     pub copies: Copies,
+    pub stores: Stores,
+    pub products: Products,
+    /// Phases of the cluster's barrier that must have completed before each lane goes on.
+    pub cluster_phase: [u64; 32],
 }
 
 impl Warp {

@@ -1,6 +1,8 @@
 //! `wgmma.mma_async`: shared-memory matrix descriptors, fragments over the four warps of a
 //! warpgroup, and the product.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use super::LaneRegister;
@@ -73,83 +75,100 @@ impl Wgmma {
         )
     }
 
-    /// A, row by row, from the four registers that each warp holds.
-    pub fn a_from_registers(&self, warps: [&[LaneRegister]; WARPS]) -> Vec<f32> {
+    /// A's 16 rows of one warp, `[16, k]` row by row, from the warp's four registers.
+    pub fn a_from_registers(&self, registers: &[LaneRegister]) -> Vec<f32> {
         let k = self.k();
+        let (a, b, c, d) = (self.a, self.b, self.d, self.d);
         let tile = Mma {
             m: 16,
             n: 8,
             k,
-            a: self.a,
-            b: self.b,
-            c: self.d,
-            d: self.d,
+            a,
+            b,
+            c,
+            d,
             satfinite: false,
         };
-        let mut a = vec![0.0; M * k];
+        let mut matrix = vec![0.0; 16 * k];
         let bytes = self.a.bits() / 8;
-        for (warp, registers) in warps.into_iter().enumerate() {
-            for i in 0..16 / bytes {
-                for (lane, word) in registers[i * bytes / 4].iter().enumerate() {
-                    let (row, column) = tile.a_position(lane, i);
-                    let word = word >> (8 * (i * bytes % 4));
-                    a[(16 * warp + row) * k + column] = value(self.a, word);
-                }
+        for i in 0..16 / bytes {
+            for (lane, word) in registers[i * bytes / 4].iter().enumerate() {
+                let (row, column) = tile.a_position(lane, i);
+                matrix[row * k + column] = value(self.a, word >> (8 * (i * bytes % 4)));
             }
         }
-        a
+        matrix
     }
 
-    /// A `[64, k]` or B as `[n, k]`, row by row, from shared memory: `read` gives the 16 bytes at
-    /// a shared address.
+    /// The 16-byte chunks of some rows of A `[64, k]` or of B as `[n, k]`: the shared address of
+    /// each, and row and column of its first element.
+    pub fn chunks(
+        &self,
+        operand: Operand,
+        rows: Range<usize>,
+        descriptor: Descriptor,
+        transposed: bool,
+    ) -> impl Iterator<Item = (u32, usize, usize)> + use<> {
+        let bytes = self.input(operand).bits() / 8;
+        let per_chunk = 16 / bytes;
+        let columns = 0..self.k();
+        let (outer, inner) = if transposed {
+            (columns, rows)
+        } else {
+            (rows, columns)
+        };
+        outer.flat_map(move |o| {
+            inner
+                .clone()
+                .step_by(per_chunk)
+                .map(move |i| match transposed {
+                    true => (descriptor.mn_major_address(i * bytes, o), i, o),
+                    false => (descriptor.k_major_address(o, i * bytes), o, i),
+                })
+        })
+    }
+
+    /// Some rows of A or of B as `[n, k]`, row by row, from shared memory: `read` gives the 16
+    /// bytes at a shared address.
     pub fn from_shared<E>(
         &self,
         operand: Operand,
-        descriptor: &Descriptor,
+        rows: Range<usize>,
+        descriptor: Descriptor,
         transposed: bool,
         mut read: impl FnMut(u32) -> Result<[u8; 16], E>,
     ) -> Result<Vec<f32>, E> {
-        let (rows, input) = match operand {
-            Operand::A => (M, self.a),
-            Operand::B => (self.n, self.b),
-        };
-        let k = self.k();
-        let bytes = input.bits() / 8;
-        let per_chunk = 16 / bytes;
-        let mut matrix = vec![0.0; rows * k];
-        let (outer, inner) = if transposed { (k, rows) } else { (rows, k) };
-        for o in 0..outer {
-            for i in (0..inner).step_by(per_chunk) {
-                let address = if transposed {
-                    descriptor.mn_major_address(i * bytes, o)
+        let (k, input, first) = (self.k(), self.input(operand), rows.start);
+        let mut matrix = vec![0.0; rows.len() * k];
+        for (address, row, column) in self.chunks(operand, rows, descriptor, transposed) {
+            let chunk = read(address)?;
+            for (j, element) in chunk.chunks_exact(input.bits() / 8).enumerate() {
+                let word = element
+                    .iter()
+                    .rev()
+                    .fold(0, |word, byte| word << 8 | u32::from(*byte));
+                let (row, column) = if transposed {
+                    (row + j, column)
                 } else {
-                    descriptor.k_major_address(o, i * bytes)
+                    (row, column + j)
                 };
-                let chunk = read(address)?;
-                for (j, element) in chunk.chunks_exact(bytes).enumerate() {
-                    let word = element
-                        .iter()
-                        .rev()
-                        .fold(0, |word, byte| (word << 8) | u32::from(*byte));
-                    let (row, column) = if transposed { (i + j, o) } else { (o, i + j) };
-                    matrix[row * k + column] = value(input, word);
-                }
+                matrix[(row - first) * k + column] = value(input, word);
             }
         }
         Ok(matrix)
     }
 
-    /// The product, under the same model as [`mma`](super::mma): exact products added in the order
-    /// of `k` in f32, starting from `d` where `accumulate` (`scale-d`), else from zero. `a` is
-    /// `[64, k]`, `b` is `[n, k]`, `d` the accumulator registers of one warp.
-    pub fn multiply(
-        &self,
-        a: &[f32],
-        b: &[f32],
-        accumulate: bool,
-        warp: usize,
-        d: &mut [LaneRegister],
-    ) {
+    fn input(&self, operand: Operand) -> Input {
+        match operand {
+            Operand::A => self.a,
+            Operand::B => self.b,
+        }
+    }
+
+    /// One warp's part of the product, under the same model as [`mma`](super::mma): exact products added in
+    /// the order of `k` in f32, starting from `d` where `accumulate` (`scale-d`), else from zero.
+    /// `a` is the warp's `[16, k]`, `b` is `[n, k]`, `d` its accumulator registers.
+    pub fn multiply(&self, a: &[f32], b: &[f32], accumulate: bool, d: &mut [LaneRegister]) {
         let k = self.k();
         let sign = if self.negate_a != self.negate_b {
             -1.0
@@ -165,9 +184,8 @@ impl Wgmma {
         }
         let mut sums = vec![0.0f32; 16 * self.n];
         if accumulate {
-            self.each_element(warp, |lane, i, at| sums[at] = self.element(d, lane, i));
+            self.each_element(|lane, i, at| sums[at] = self.element(d, lane, i));
         }
-        let a = &a[16 * warp * k..][..16 * k];
         for (a, sums) in a.chunks_exact(k).zip(sums.chunks_exact_mut(self.n)) {
             for (a, b) in a.iter().zip(columns.chunks_exact(self.n)) {
                 for (sum, b) in sums.iter_mut().zip(b) {
@@ -175,7 +193,7 @@ impl Wgmma {
                 }
             }
         }
-        self.each_element(warp, |lane, i, at| {
+        self.each_element(|lane, i, at| {
             let sum = sums[at];
             match self.d {
                 Accumulator::F16 => {
@@ -196,11 +214,11 @@ impl Wgmma {
     }
 
     /// Every element of a warp's part of D: its lane, its number there, its place in `[16, n]`.
-    fn each_element(&self, warp: usize, mut visit: impl FnMut(usize, usize, usize)) {
+    fn each_element(&self, mut visit: impl FnMut(usize, usize, usize)) {
         for i in 0..self.n / 2 {
             for lane in 0..32 {
-                let (row, column) = Wgmma::d_position(warp, lane, i);
-                visit(lane, i, (row - 16 * warp) * self.n + column);
+                let (row, column) = Wgmma::d_position(0, lane, i);
+                visit(lane, i, row * self.n + column);
             }
         }
     }

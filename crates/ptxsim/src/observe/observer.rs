@@ -62,6 +62,23 @@ pub(crate) trait Observer {
     /// A copy of `lane` landed: its data is now the lane's own write.
     fn copy_landed(&mut self, _site: &Site, _lane: usize, _to: u32, _bytes: u32) {}
 
+    /// Bytes that a bulk copy brought are there for every thread that waits at its mbarrier.
+    fn bulk_landed(&mut self, _to: u32, _bytes: u32) {}
+
+    /// The asynchronous proxy is about to read shared memory.
+    fn async_read(
+        &mut self,
+        _launch: &Launch<'_>,
+        _site: &Site,
+        _from: u32,
+        _bytes: u32,
+    ) -> Verdict {
+        Ok(())
+    }
+
+    /// The active lanes made their writes visible to the asynchronous proxy.
+    fn proxy_fence(&mut self, _site: &Site) {}
+
     /// Threads waited for each other. One mask of lanes per warp: those that have waited, and
     /// those that only announced themselves.
     fn synchronized(&mut self, _waited: &[u32], _arrived: &[u32]) {}

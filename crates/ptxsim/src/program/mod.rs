@@ -4,6 +4,7 @@
 //! pointer to a function over whole rows of lanes, one per combination of opcode, type and
 //! modifiers; everything that touches memory, control flow or other lanes is a variant of [`Op`].
 
+mod asynchronous;
 mod decoder;
 mod layout;
 mod line;
@@ -14,6 +15,7 @@ mod types;
 
 use std::sync::Arc;
 
+pub(crate) use asynchronous::*;
 pub(crate) use decoder::decode;
 pub(crate) use layout::{FUNCTION_TAG, Symbols, device_variables};
 pub(crate) use ops::*;

@@ -1,6 +1,6 @@
 //! The instruction set as the engine sees it.
 
-use super::{RowFn, Slot};
+use super::{BulkCopy, MbarrierOp, RowFn, Slot, WarpgroupMultiply};
 use crate::arith::compare::Comparison;
 use crate::arith::float::Mode;
 use crate::matrix::mma::Mma;
@@ -344,6 +344,37 @@ pub(crate) enum Op {
     /// Waits until at most so many groups are pending; `None` for `wait_all`.
     AsyncWait {
         pending: Option<u32>,
+    },
+    Mbarrier(Box<MbarrierOp>),
+    /// `fence.proxy.async`
+    ProxyFence,
+    BulkCopy(Box<BulkCopy>),
+    BulkCommit,
+    /// Waits until at most so many groups are pending.
+    BulkWait {
+        pending: u32,
+    },
+    WarpgroupMultiply(Box<WarpgroupMultiply>),
+    WarpgroupCommit,
+    WarpgroupWait {
+        pending: u32,
+    },
+    ClusterArrive {
+        aligned: bool,
+    },
+    ClusterWait {
+        aligned: bool,
+    },
+    /// `mapa`: the address in another block of the cluster.
+    MapAddress {
+        d: Reg,
+        a: Reg,
+        rank: Slot,
+    },
+    /// `getctarank`
+    RankOfAddress {
+        d: Reg,
+        a: Reg,
     },
     /// Hints that change no result: `prefetch`, `nanosleep`, `pragma`.
     Nothing,

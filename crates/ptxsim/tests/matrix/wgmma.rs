@@ -185,14 +185,18 @@ proptest! {
                         ((leading as u64) >> 4) << 16 | ((stride as u64) >> 4) << 32 | code << 62,
                     );
                     prop_assert_eq!(descriptor.swizzle, swizzle);
-                    let load = |operand, memory: Vec<u8>| {
-                        wgmma.from_shared(operand, &descriptor, transposed, |at| {
+                    let load = |operand, rows, memory: Vec<u8>| {
+                        wgmma.from_shared(operand, rows, descriptor, transposed, |at| {
                             let chunk = memory.get(at as usize..at as usize + 16).ok_or("outside")?;
                             <[u8; 16]>::try_from(chunk).map_err(|_| "short")
                         })
                     };
-                    let a_matrix = load(Operand::A, fill(M, &|r, k| a(r, k).0)).expect("inside");
-                    let b_matrix = load(Operand::B, fill(n, &|c, k| b(k, c).0)).expect("inside");
+                    // A in two halves, as if by two warps.
+                    let whole_a = fill(M, &|r, k| a(r, k).0);
+                    let upper = load(Operand::A, 0..32, whole_a.clone()).expect("inside");
+                    let lower = load(Operand::A, 32..M, whole_a).expect("inside");
+                    let a_matrix = [upper, lower].concat();
+                    let b_matrix = load(Operand::B, 0..n, fill(n, &|c, k| b(k, c).0)).expect("inside");
                     for (i, x) in a_matrix.iter().enumerate() {
                         prop_assert_eq!(f64::from(*x), a(i / k, i % k).1, "{:?} {}", wgmma, transposed);
                     }
@@ -213,13 +217,13 @@ proptest! {
                     registers[i * bytes / 4][lane] |= word;
                 }
             }
-            let from_registers = wgmma.a_from_registers(std::array::from_fn(|w| &registers[w][..]));
-            prop_assert_eq!(&from_registers, &a_matrix);
-            for warp in 0..WARPS {
+            let from_registers = registers.map(|registers| wgmma.a_from_registers(&registers));
+            prop_assert_eq!(&from_registers.concat(), &a_matrix);
+            for (warp, a_rows) in from_registers.iter().enumerate() {
                 let start = f16::from_f32(0.75);
                 let filled = if d == Accumulator::F16 { u32::from(start.to_bits()) * 0x1_0001 } else { 0.75f32.to_bits() };
                 let mut sums = vec![[filled; 32]; wgmma.d_registers()];
-                wgmma.multiply(&a_matrix, &b_matrix, accumulate, warp, &mut sums);
+                wgmma.multiply(a_rows, &b_matrix, accumulate, &mut sums);
                 for (lane, i) in (0..32).flat_map(|lane| (0..n / 2).map(move |i| (lane, i))) {
                     let (row, column) = Wgmma::d_position(warp, lane, i);
                     let sign = if negate_a != negate_b { -1.0 } else { 1.0 };

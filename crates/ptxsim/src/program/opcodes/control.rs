@@ -20,6 +20,7 @@ pub(super) fn decode(line: &mut Line<'_, '_, '_>) -> Decoded<()> {
         }
         "exit" => line.emit(Op::Exit, Class::Control, 0),
         "trap" => line.emit(Op::Trap, Class::Control, 0),
+        "barrier" if line.has("cluster") => cluster::barrier(line),
         "bar" | "barrier" => barrier(line),
         // A breakpoint without a debugger, a pause, a profiler's mark.
         _ => {

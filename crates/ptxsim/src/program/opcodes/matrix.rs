@@ -75,7 +75,7 @@ fn word(line: &mut Line<'_, '_, '_>, reg: Reg) -> Decoded<Slot> {
     }
 }
 
-fn input(ty: Type) -> Option<Input> {
+pub(super) fn input(ty: Type) -> Option<Input> {
     Some(match ty {
         Type::F16 => Input::F16,
         Type::Bf16 => Input::Bf16,
@@ -91,7 +91,7 @@ fn input(ty: Type) -> Option<Input> {
     })
 }
 
-fn accumulator(ty: Type) -> Option<Accumulator> {
+pub(super) fn accumulator(ty: Type) -> Option<Accumulator> {
     Some(match ty {
         Type::F16 => Accumulator::F16,
         Type::F32 => Accumulator::F32,
@@ -102,7 +102,7 @@ fn accumulator(ty: Type) -> Option<Accumulator> {
 }
 
 /// `m16n8k16` as its three numbers.
-fn shape(modifier: &str) -> Option<(usize, usize, usize)> {
+pub(super) fn shape(modifier: &str) -> Option<(usize, usize, usize)> {
     let (m, rest) = modifier.strip_prefix('m')?.split_once('n')?;
     let (n, k) = rest.split_once('k')?;
     Some((m.parse().ok()?, n.parse().ok()?, k.parse().ok()?))

@@ -183,6 +183,10 @@ fn store(line: &mut Line<'_, '_, '_>) -> Decoded<()> {
 }
 
 fn fence(line: &mut Line<'_, '_, '_>) -> Decoded<()> {
+    if line.flag("proxy") {
+        return proxy_fence(line);
+    }
+    line.flag("mbarrier_init");
     line.choice(&[
         ("sc", ()),
         ("acq_rel", ()),
@@ -198,6 +202,21 @@ fn fence(line: &mut Line<'_, '_, '_>) -> Decoded<()> {
     ]);
     let device = device.ok_or_else(|| line.unsupported())?;
     line.emit(Op::Fence { device }, Class::Synchronization, 0)
+}
+
+/// Of the proxies only the asynchronous one is told apart; the others see memory as it is.
+fn proxy_fence(line: &mut Line<'_, '_, '_>) -> Decoded<()> {
+    let orders_async = line.has("async");
+    line.choice(&[("async", ()), ("alias", ()), ("tensormap::generic", ())]);
+    line.choice(&[("acquire", ()), ("release", ())]);
+    line.choice(&[("cta", ()), ("cluster", ()), ("gpu", ()), ("sys", ())]);
+    line.choice(&[("global", ()), ("shared::cta", ()), ("shared::cluster", ())]);
+    let op = if orders_async {
+        Op::ProxyFence
+    } else {
+        Op::Nothing
+    };
+    line.emit(op, Class::Synchronization, 0)
 }
 
 /// An operation on 32- or 64-bit integers as one on the low bits of 64.
@@ -221,7 +240,7 @@ fn atomic_add_packed<F: crate::arith::float::Float>(old: u64, b: u64) -> u64 {
     half(0) | half(16) << 16
 }
 
-fn atomic_function(operation: &str, ty: Type) -> Option<AtomicFn> {
+pub(super) fn atomic_function(operation: &str, ty: Type) -> Option<AtomicFn> {
     use half::{bf16, f16};
     let wide = ty.bits() == 64;
     Some(match (operation, ty) {
@@ -312,9 +331,13 @@ fn atomic(line: &mut Line<'_, '_, '_>) -> Decoded<()> {
     line.emit(Op::Atomic(Box::new(atomic)), Class::Memory, flops)
 }
 
-/// `cp.async`; the bulk forms are not modelled yet.
+/// `cp.async`
 fn copy(line: &mut Line<'_, '_, '_>) -> Decoded<()> {
-    if !line.flag("async") || line.has("bulk") || line.has("mbarrier") {
+    if line.has("bulk") && line.flag("async") {
+        line.flag("bulk");
+        return bulk::decode(line);
+    }
+    if !line.flag("async") || line.has("mbarrier") {
         return Err(line.unsupported());
     }
     if line.flag("commit_group") {

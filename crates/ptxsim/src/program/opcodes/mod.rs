@@ -3,15 +3,19 @@
 //! Chapter numbers are those of the PTX ISA, version 9.0.
 
 mod bits;
+mod bulk;
+mod cluster;
 mod compare;
 mod control;
 mod convert;
 mod float;
 mod integer;
 mod matrix;
+mod mbarrier;
 mod memory;
 mod moves;
 mod warp;
+mod wgmma;
 
 use super::line::{Decoded, Line};
 use super::types::Type;
@@ -151,6 +155,9 @@ pub(super) fn decode(mut line: Line<'_, '_, '_>) -> Decoded<()> {
         | "nanosleep" | "pmevent" => control::decode(line),
         "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => warp::decode(line),
         "ldmatrix" | "stmatrix" | "movmatrix" | "mma" => matrix::decode(line),
+        "mbarrier" => mbarrier::decode(line),
+        "wgmma" => wgmma::decode(line),
+        "mapa" | "getctarank" | "setmaxnreg" | "griddepcontrol" => cluster::decode(line),
         other => Err(line.error(format!("opcode `{other}` is not modelled"))),
     }
 }
