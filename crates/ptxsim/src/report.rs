@@ -201,6 +201,14 @@ pub enum FaultKind {
         /// Who issued the copy.
         copy: Party,
     },
+    /// A read by the asynchronous proxy (a bulk store, `wgmma`) of shared memory that was written
+    /// without a `fence.proxy.async` since.
+    MissingProxyFence {
+        /// The read.
+        access: Access,
+        /// Who wrote.
+        writer: Party,
+    },
     /// A barrier or warp-synchronous instruction that some lanes of the warp never reach.
     MissingLanes {
         /// The lanes that arrived, one bit each.
@@ -325,6 +333,13 @@ impl fmt::Display for FaultKind {
                     "{access} before the asynchronous copy into it was waited for"
                 )?;
                 write!(f, "\n  copy issued by {copy}")
+            }
+            FaultKind::MissingProxyFence { access, writer } => {
+                write!(
+                    f,
+                    "asynchronous {access} without a `fence.proxy.async` after the write"
+                )?;
+                write!(f, "\n  written by {writer}")
             }
             FaultKind::MissingLanes {
                 arrived,

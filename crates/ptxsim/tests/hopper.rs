@@ -79,6 +79,26 @@ fn what_is_forgotten_about_bulk_copies_shows() {
     assert!(fault.to_string().contains("bulk"), "{fault}");
 }
 
+/// The check that only `fence.proxy.async` silences names the reader and the writer.
+#[test]
+fn a_missing_proxy_fence_is_reported() {
+    let values: Vec<bf16> = (0..64 * 80).map(|i| bf16::from_f32(i as f32)).collect();
+    let (a, b) = values.split_at(64 * 64);
+    let of_bulk = bulk("bulk_copy_no_fence", &ramp(256), 0).expect_err("no fence");
+    let of_wgmma = product("wgmma_no_fence", a, b, 0).expect_err("no fence");
+    for (fault, line) in [(of_bulk, "cp.async.bulk"), (of_wgmma, "wgmma.mma_async")] {
+        let FaultKind::MissingProxyFence { writer, .. } = &*fault.kind else {
+            panic!("{fault}");
+        };
+        assert!(
+            writer.location.instruction.starts_with("st.shared"),
+            "{fault}"
+        );
+        let reader = fault.party.as_ref().expect("a reader");
+        assert!(reader.location.instruction.contains(line), "{fault}");
+    }
+}
+
 #[test]
 fn an_mbarrier_that_never_completes_is_a_deadlock_that_says_what_it_lacks() {
     let gpu = hopper();

@@ -204,6 +204,13 @@ impl<O: Observer> Block<'_, O> {
                 completed |= 1 << lane;
             }
         }
+        for lane in lanes(completed) {
+            let site = Site {
+                active: 1 << lane,
+                ..*site
+            };
+            self.observer.mbarrier_waited(&site, addresses[lane]);
+        }
         Ok(completed)
     }
 
@@ -262,6 +269,11 @@ impl<O: Observer> Block<'_, O> {
                 let count = count.map_or(1, value);
                 let bytes = bytes.map_or(0, |bytes| value(bytes).into());
                 self.warps[w].registers.put(state, lane, barrier.encode());
+                let arriving = Site {
+                    active: 1 << lane,
+                    ..*site
+                };
+                self.observer.mbarrier_arrived(&arriving, address);
                 let expected = barrier.transfer_before_arrival(bytes);
                 let updated = expected.and_then(|b| b.arrive(count, if drop { count } else { 0 }));
                 (

@@ -3,6 +3,7 @@
 //! The engine is generic over an [`Observer`] and calls it at each event. With the observer `()`
 //! every call compiles to nothing, so a check that is off costs nothing.
 
+mod checks;
 mod counters;
 mod observer;
 mod watcher;

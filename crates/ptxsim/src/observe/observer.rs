@@ -62,6 +62,13 @@ pub(crate) trait Observer {
     /// A copy of `lane` landed: its data is now the lane's own write.
     fn copy_landed(&mut self, _site: &Site, _lane: usize, _to: u32, _bytes: u32) {}
 
+    /// The active lanes arrived at the mbarrier at `address`: what they did is done before the phase
+    /// completes.
+    fn mbarrier_arrived(&mut self, _site: &Site, _address: u64) {}
+
+    /// The active lanes have waited for a phase of the mbarrier at `address`.
+    fn mbarrier_waited(&mut self, _site: &Site, _address: u64) {}
+
     /// Bytes that a bulk copy brought are there for every thread that waits at its mbarrier.
     fn bulk_landed(&mut self, _to: u32, _bytes: u32) {}
 

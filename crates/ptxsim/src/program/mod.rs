@@ -100,6 +100,12 @@ pub(crate) struct ModuleText {
 }
 
 impl Program {
+    /// Whether anything reads shared memory through the asynchronous proxy.
+    pub fn uses_async_proxy(&self) -> bool {
+        let reads = |instr: &Instr| matches!(instr.op, Op::BulkCopy(_) | Op::WarpgroupMultiply(_));
+        self.code.iter().any(reads)
+    }
+
     /// The place of instruction `pc`.
     pub fn location(&self, pc: u32) -> Location {
         let Some(origin) = self.origins.get(pc as usize) else {
