@@ -59,6 +59,14 @@ fn bulk_copies_arrive_when_they_are_waited_for() {
     }
 }
 
+#[test]
+fn one_thread_may_fence_for_those_it_waited_for() {
+    let x = ramp(256);
+    let doubled: Vec<f32> = x.iter().map(|x| 2.0 * x).collect();
+    let y = bulk("bulk_copy_late_fence", &x, 0).unwrap_or_else(|f| panic!("{f}"));
+    assert_eq!(y, doubled);
+}
+
 /// Reported, or seen in the result.
 fn shows(outcome: Result<Vec<f32>, Fault>, right: &[f32]) -> bool {
     outcome.map_or(true, |result| result != right)
@@ -85,8 +93,13 @@ fn a_missing_proxy_fence_is_reported() {
     let values: Vec<bf16> = (0..64 * 80).map(|i| bf16::from_f32(i as f32)).collect();
     let (a, b) = values.split_at(64 * 64);
     let of_bulk = bulk("bulk_copy_no_fence", &ramp(256), 0).expect_err("no fence");
+    let of_early = bulk("bulk_copy_early_fence", &ramp(256), 0).expect_err("a useless fence");
     let of_wgmma = product("wgmma_no_fence", a, b, 0).expect_err("no fence");
-    for (fault, line) in [(of_bulk, "cp.async.bulk"), (of_wgmma, "wgmma.mma_async")] {
+    for (fault, line) in [
+        (of_bulk, "cp.async.bulk"),
+        (of_early, "cp.async.bulk"),
+        (of_wgmma, "wgmma.mma_async"),
+    ] {
         let FaultKind::MissingProxyFence { writer, .. } = &*fault.kind else {
             panic!("{fault}");
         };
@@ -270,6 +283,30 @@ fn blocks_of_a_cluster_read_each_other() {
 }
 
 #[test]
+fn stores_and_atomics_reach_the_other_block() {
+    let gpu = hopper();
+    let kernel = kernel(&gpu, HOPPER, "cluster_scatter");
+    let out = upload(&gpu, &[0u32; 128]);
+    let args = args![kernel, out.0];
+    launch(&gpu, &kernel, 2, 64, 1, &args).unwrap_or_else(|f| panic!("{f}"));
+    let expected: Vec<u32> = (0..128)
+        .map(|i| 640_000 + 100 * ((i / 64) ^ 1) + i % 64)
+        .collect();
+    assert_eq!(download::<u32>(&gpu, out, 128), expected);
+}
+
+#[test]
+fn a_block_that_has_ended_has_no_shared_memory() {
+    let gpu = hopper();
+    let kernel = kernel(&gpu, HOPPER, "cluster_no_last_wait");
+    let out = upload(&gpu, &[0u32; 64]);
+    let args = args![kernel, out.0];
+    // Block 0 takes the first turn and waits; block 1 completes the barrier and ends.
+    let fault = launch(&gpu, &kernel, 2, 64, 0, &args).expect_err("a read of an ended block");
+    assert!(fault.to_string().contains("has ended"), "{fault}");
+}
+
+#[test]
 fn a_remote_arrival_releases_the_other_block() {
     let gpu = hopper();
     let kernel = kernel(&gpu, HOPPER, "cluster_arrive");
@@ -300,4 +337,83 @@ fn multicast_fills_every_block_of_the_mask() {
         download::<u32>(&gpu, out, 512),
         [&words[..], &words[..]].concat()
     );
+}
+
+const MATMUL: &str = include_str!("ptx/hopper_matmul.ptx");
+
+/// `A [m, k] * B [n, k]` transposed by a kernel of `hopper_matmul.cu`.
+fn matmul(
+    name: &str,
+    [m, n, k]: [usize; 3],
+    a: &[bf16],
+    b: &[bf16],
+    seed: u64,
+) -> Result<Vec<f32>, Fault> {
+    let gpu = hopper();
+    let kernel = kernel(&gpu, MATMUL, name);
+    let bits = |x: &[bf16]| x.iter().map(|x| x.to_bits()).collect::<Vec<u16>>();
+    let (da, db, c) = (
+        upload(&gpu, &bits(a)),
+        upload(&gpu, &bits(b)),
+        upload(&gpu, &vec![0f32; m * n]),
+    );
+    let maps = [
+        map_of(da, m as u64, k as u64, 128),
+        map_of(db, n as u64, k as u64, 64),
+    ];
+    let [a_map, b_map] = maps.map(|map| map.encode());
+    let (n_bytes, k_bytes) = ((n as i32).to_le_bytes(), (k as i32).to_le_bytes());
+    let args = arguments(
+        &kernel,
+        &[&a_map, &b_map, &c.0.to_le_bytes(), &n_bytes, &k_bytes],
+    );
+    let config = LaunchConfig {
+        grid: [n as u32 / 64, m as u32 / 128, 1],
+        block: [384, 1, 1],
+        shared_bytes: 3 * (128 + 64) * 64 * 2 + 1024,
+        seed,
+        ..LaunchConfig::default()
+    };
+    gpu.launch(&kernel, &config, &args)?;
+    Ok(download(&gpu, c, m * n))
+}
+
+fn values(count: usize, salt: usize) -> Vec<bf16> {
+    (0..count)
+        .map(|i| bf16::from_f32(((i * 7919 + salt) % 251) as f32 / 64.0 - 2.0))
+        .collect()
+}
+
+#[test]
+fn a_hopper_matmul_is_right_for_every_seed() {
+    let shape @ [m, n, k] = [256, 128, 448];
+    let (a, b) = (values(m * k, 1), values(n * k, 2));
+    let c = matmul("hopper_matmul", shape, &a, &b, 0).unwrap_or_else(|f| panic!("{f}"));
+    for (i, got) in c.iter().enumerate() {
+        let (row, column) = (i / n, i % n);
+        let terms = (0..k).map(|j| a[row * k + j].to_f64() * b[column * k + j].to_f64());
+        let (exact, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
+        let bound = k as f64 * size * 2f64.powi(-24);
+        assert!(
+            (f64::from(*got) - exact).abs() <= bound,
+            "{row}, {column}: {got} {exact}"
+        );
+    }
+    for seed in 1..4 {
+        assert_eq!(
+            matmul("hopper_matmul", shape, &a, &b, seed).expect("no fault"),
+            c
+        );
+    }
+}
+
+#[test]
+fn what_is_forgotten_in_a_hopper_matmul_shows() {
+    let shape @ [m, n, k] = [128, 64, 448];
+    let (a, b) = (values(m * k, 1), values(n * k, 2));
+    let right = matmul("hopper_matmul", shape, &a, &b, 0).expect("no fault");
+    for defect in ["early_release", "no_empty_wait", "wrong_parity"] {
+        let outcome = matmul(&format!("hopper_matmul_{defect}"), shape, &a, &b, 0);
+        assert!(shows(outcome, &right), "{defect}");
+    }
 }

@@ -5,7 +5,7 @@
 
 use super::block::{Block, Progress};
 use super::bulk::Load;
-use super::launch::{Launch, unflatten};
+use super::launch::{Launch, mix, unflatten};
 use super::registers::lanes;
 use super::step::Flow;
 use crate::observe::{Observer, Site};
@@ -67,6 +67,8 @@ pub(super) struct Gang<'l, O> {
     blocks: Vec<Block<'l, O>>,
     done: Vec<bool>,
     cluster: Cluster,
+    /// The block that takes the first turn: the seed's choice.
+    first: usize,
 }
 
 impl<'l, O: Observer> Gang<'l, O> {
@@ -84,6 +86,10 @@ impl<'l, O: Observer> Gang<'l, O> {
         Gang {
             blocks: (0..size).map(block).collect(),
             done: vec![false; size as usize],
+            first: match launch.config.seed {
+                0 => 0,
+                seed => (mix(seed ^ u64::from(number)) % u64::from(size)) as usize,
+            },
             cluster: Cluster::new(size as usize, launch.threads(), launch.shared_bytes),
         }
     }
@@ -92,7 +98,8 @@ impl<'l, O: Observer> Gang<'l, O> {
     pub fn run(&mut self) -> Result<Progress, Fault> {
         loop {
             let mut advanced = false;
-            for rank in 0..self.blocks.len() {
+            for turn in 0..self.blocks.len() {
+                let rank = (self.first + turn) % self.blocks.len();
                 if self.done[rank] {
                     continue;
                 }

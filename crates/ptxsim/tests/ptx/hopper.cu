@@ -7,7 +7,7 @@ struct alignas(64) TensorMap { uint8_t bytes[128]; };
 
 // ---- bulk copy in, double, bulk copy out ----
 
-enum Defect { none, no_wait, no_fence, no_store_wait, no_expect };
+enum Defect { none, no_wait, no_fence, no_store_wait, no_expect, late_fence, early_fence };
 
 template <Defect defect> __device__ void bulk(const float *x, float *y) {
     __shared__ alignas(128) float tile[256];
@@ -23,10 +23,13 @@ template <Defect defect> __device__ void bulk(const float *x, float *y) {
         bulk_load(tile, x + 256 * blockIdx.x, sizeof tile, &full);
     }
     if (defect != no_wait) barrier_wait(&full, 0);
+    if (defect == early_fence) fence_async();
     tile[threadIdx.x] *= 2;
-    if (defect != no_fence) fence_async();
+    if (defect != no_fence && defect != late_fence && defect != early_fence) fence_async();
     __syncthreads();
     if (threadIdx.x == 0) {
+        // Allowed too: the fence of one thread, after it has synchronized with the writers.
+        if (defect == late_fence) fence_async();
         bulk_store(y + 256 * blockIdx.x, tile, sizeof tile);
         bulk_commit();
         if (defect != no_store_wait) bulk_wait<0>();
@@ -38,6 +41,8 @@ template <Defect defect> __device__ void bulk(const float *x, float *y) {
 }
 
 extern "C" __global__ void bulk_copy(const float *x, float *y) { bulk<none>(x, y); }
+extern "C" __global__ void bulk_copy_late_fence(const float *x, float *y) { bulk<late_fence>(x, y); }
+extern "C" __global__ void bulk_copy_early_fence(const float *x, float *y) { bulk<early_fence>(x, y); }
 extern "C" __global__ void bulk_copy_no_wait(const float *x, float *y) { bulk<no_wait>(x, y); }
 extern "C" __global__ void bulk_copy_no_fence(const float *x, float *y) { bulk<no_fence>(x, y); }
 extern "C" __global__ void bulk_copy_no_store_wait(const float *x, float *y) { bulk<no_store_wait>(x, y); }
@@ -172,6 +177,30 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) cluster_exchange(uint32_t *
     cluster_sync();
     out[64 * blockIdx.x + threadIdx.x] = load_remote(&mine[threadIdx.x], cluster_rank() ^ 1);
     cluster_sync();
+}
+
+// Stores and atomics to the other block's shared memory.
+extern "C" __global__ void __cluster_dims__(2, 1, 1) cluster_scatter(uint32_t *out) {
+    __shared__ uint32_t theirs[64], count;
+    if (threadIdx.x == 0) count = 0;
+    cluster_sync();
+    uint32_t other = cluster_rank() ^ 1;
+    asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+                 "st.shared::cluster.u32 [remote], %2;\n"
+                 "mapa.shared::cluster.u32 remote, %3, %1;\n"
+                 "red.relaxed.cluster.shared::cluster.add.u32 [remote], 1;\n}" ::"r"(shared_address(&theirs[threadIdx.x])),
+                 "r"(other), "r"(100 * blockIdx.x + threadIdx.x), "r"(shared_address(&count))
+                 : "memory");
+    cluster_sync();
+    out[64 * blockIdx.x + threadIdx.x] = theirs[threadIdx.x] + 10000 * count;
+}
+
+// A block that reads its neighbour after it may have left.
+extern "C" __global__ void __cluster_dims__(2, 1, 1) cluster_no_last_wait(uint32_t *out) {
+    __shared__ uint32_t mine[64];
+    mine[threadIdx.x] = threadIdx.x;
+    cluster_sync();
+    if (cluster_rank() == 0) out[threadIdx.x] = load_remote(&mine[threadIdx.x], 1);
 }
 
 extern "C" __global__ void __cluster_dims__(2, 1, 1) cluster_multicast(const __grid_constant__ TensorMap map,
