@@ -19,10 +19,33 @@ macro_rules! mistake {
 /// The exit code for an error: 2 where the user, or the user's machine (a full disk, an unreadable file),
 /// is at fault, 1 for everything else.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    let outside = error
-        .chain()
-        .any(|cause| cause.is::<Mistake>() || cause.is::<std::io::Error>());
+    let outside = error.chain().any(|cause| {
+        cause.is::<Mistake>()
+            || cause.is::<std::io::Error>()
+            || cause
+                .downcast_ref::<fuselora_transformer::Error>()
+                .is_some_and(is_about_input)
+    });
     if outside { 2 } else { 1 }
+}
+
+fn is_about_input(error: &fuselora_transformer::Error) -> bool {
+    use fuselora_transformer::Error;
+    !matches!(error, Error::Tensor(_) | Error::NonFinite { .. })
+}
+
+/// The error and its causes as one sentence, without the causes that a message quotes already.
+pub fn sentence(error: &anyhow::Error) -> String {
+    let mut sentence = String::new();
+    for message in error.chain().map(ToString::to_string) {
+        if sentence.is_empty() {
+            sentence = message;
+        } else if !sentence.ends_with(&message) {
+            sentence += ": ";
+            sentence += &message;
+        }
+    }
+    sentence
 }
 
 /// Whether the error is a reader that went away, as in `fuselora generate ... | head -1`.
@@ -46,8 +69,21 @@ mod tests {
             .context("run.toml")
             .unwrap_err();
         assert_eq!(exit_code(&error), 2);
-        assert_eq!(format!("{error:#}"), "run.toml: rank is 0");
+        assert_eq!(sentence(&error), "run.toml: rank is 0");
         assert_eq!(exit_code(&anyhow::anyhow!("the shapes differ")), 1);
+    }
+
+    #[test]
+    fn a_quoted_cause_is_said_once() {
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let message = full.to_string();
+        let error = fuselora_transformer::Error::Io {
+            path: "a".into(),
+            source: full,
+        };
+        let error = anyhow::Error::new(error).context("saving");
+        assert_eq!(exit_code(&error), 2);
+        assert_eq!(sentence(&error), format!("saving: a: {message}"));
     }
 
     #[test]

@@ -2,29 +2,33 @@
 
 use std::ops::Range;
 
+use fuselora_transformer::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 use super::{Record, Row};
 use crate::mistake;
 
-/// A token and the bytes of the text that it stands for (an empty range for a token that the tokenizer
-/// added, such as the beginning-of-sequence token).
+/// A text, and the byte ranges of it that are to be learned.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Token {
-    /// The token's id.
-    pub id: u32,
-    /// Byte offsets into the text.
-    pub span: Range<usize>,
+pub struct Passage {
+    /// All of it.
+    pub text: String,
+    /// The ranges, in order.
+    pub learned: Vec<Range<usize>>,
 }
 
 /// What the data needs of a model's tokenizer.
 pub trait Encode: Sync {
-    /// The tokens of `text`, with byte offsets; `add_special_tokens` lets the tokenizer add those that it
-    /// puts around plain text (a chat template writes its own).
+    /// The tokens of a passage, each with whether it ends in a learned range; `add_special_tokens` lets the
+    /// tokenizer add those that it puts around plain text (a chat template writes its own).
     ///
     /// # Errors
     /// Whatever the tokenizer reports.
-    fn encode(&self, text: &str, add_special_tokens: bool) -> anyhow::Result<Vec<Token>>;
+    fn encode(
+        &self,
+        passage: &Passage,
+        add_special_tokens: bool,
+    ) -> anyhow::Result<Vec<(u32, bool)>>;
 
     /// The token that ends a text.
     fn eos_token_id(&self) -> Option<u32>;
@@ -32,17 +36,44 @@ pub trait Encode: Sync {
     /// Whether the model has a chat template.
     fn has_chat_template(&self) -> bool;
 
-    /// The text that the chat template makes of a conversation, ending with the opening of the assistant's
-    /// turn where `add_generation_prompt` is set.
+    /// What the chat template makes of a conversation, the assistant's turns to be learned.
     ///
     /// # Errors
-    /// Where the template refuses the conversation.
-    fn render_chat(
+    /// Where there is no template, it refuses the conversation, or its text does not show where the
+    /// assistant speaks.
+    fn render_chat(&self, messages: &[Value], tools: Option<&Value>) -> anyhow::Result<Passage>;
+}
+
+impl Encode for Tokenizer {
+    fn encode(
         &self,
-        messages: &[Value],
-        tools: Option<&Value>,
-        add_generation_prompt: bool,
-    ) -> anyhow::Result<String>;
+        passage: &Passage,
+        add_special_tokens: bool,
+    ) -> anyhow::Result<Vec<(u32, bool)>> {
+        Ok(self.encode_spans(&passage.text, &passage.learned, add_special_tokens)?)
+    }
+
+    fn eos_token_id(&self) -> Option<u32> {
+        self.eos_token_ids().first().copied()
+    }
+
+    fn has_chat_template(&self) -> bool {
+        self.chat_template().is_some()
+    }
+
+    fn render_chat(&self, messages: &[Value], tools: Option<&Value>) -> anyhow::Result<Passage> {
+        let template = self.chat_template().ok_or_else(|| {
+            mistake!(
+                "the row has `messages` and the model has no chat template: take an instruct model, or give \
+                 `prompt` and `completion`"
+            )
+        })?;
+        let chat = template.render_with_spans(&json!(messages), tools)?;
+        Ok(Passage {
+            text: chat.text,
+            learned: chat.assistant,
+        })
+    }
 }
 
 /// How records become rows.
@@ -62,16 +93,22 @@ impl Encoding<'_> {
     /// A [`mistake::Mistake`] where the record needs a tokenizer or a chat template that the model lacks, or
     /// where the template's rendering does not show which text is the assistant's.
     pub fn row(&self, record: Record) -> anyhow::Result<Row> {
-        let (text, targets, add_special_tokens) = match record {
+        let (passage, plain) = match record {
             Record::Tokens { input_ids, labels } => return Ok(Row::from_labels(input_ids, labels)),
             Record::Text(text) => {
                 let all = 0..text.len();
-                (text, vec![all], true)
+                (
+                    Passage {
+                        text,
+                        learned: vec![all],
+                    },
+                    true,
+                )
             }
-            Record::Messages { messages, tools } => {
-                let (text, targets) = self.chat(&messages, tools.as_ref())?;
-                (text, targets, false)
-            }
+            Record::Messages { messages, tools } => (
+                self.tokenizer()?.render_chat(&messages, tools.as_ref())?,
+                false,
+            ),
             Record::Completion { prompt, completion } => self.pair(prompt, completion)?,
             Record::Instruction {
                 instruction,
@@ -88,14 +125,13 @@ impl Encoding<'_> {
             } => self.pair(alpaca_prompt(&instruction, &input), output)?,
         };
         let tokenizer = self.tokenizer()?;
-        let tokens = tokenizer.encode(&text, add_special_tokens)?;
-        let mut ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
-        let mut learned: Vec<bool> = tokens
-            .iter()
-            .map(|token| !self.mask_prompt || targets.iter().any(|span| overlap(span, &token.span)))
-            .collect();
+        let encoded = tokenizer.encode(&passage, plain)?;
+        let (mut ids, mut learned): (Vec<u32>, Vec<bool>) = encoded
+            .into_iter()
+            .map(|(id, learned)| (id, learned || !self.mask_prompt))
+            .unzip();
         // A chat template closes its turns itself; plain text needs the token that tells a model to stop.
-        if add_special_tokens && let Some(eos) = tokenizer.eos_token_id() {
+        if plain && let Some(eos) = tokenizer.eos_token_id() {
             if ids.last() != Some(&eos) {
                 ids.push(eos);
                 learned.push(true);
@@ -116,65 +152,26 @@ impl Encoding<'_> {
         })
     }
 
-    /// A prompt and its completion: two turns of a chat where the model has a template, or one text.
-    fn pair(
-        &self,
-        prompt: String,
-        completion: String,
-    ) -> anyhow::Result<(String, Vec<Range<usize>>, bool)> {
+    /// A prompt and its completion, and whether they are plain text: two turns of a chat where the model has
+    /// a template, else one text.
+    fn pair(&self, prompt: String, completion: String) -> anyhow::Result<(Passage, bool)> {
         if self.uses_chat_template() {
             let messages = [
                 json!({"role": "user", "content": prompt}),
                 json!({"role": "assistant", "content": completion}),
             ];
-            let (text, targets) = self.chat(&messages, None)?;
-            return Ok((text, targets, false));
+            return Ok((self.tokenizer()?.render_chat(&messages, None)?, false));
         }
         let text = prompt.clone() + &completion;
-        let target = prompt.len()..text.len();
-        Ok((text, vec![target], true))
+        let completion = prompt.len()..text.len();
+        Ok((
+            Passage {
+                text,
+                learned: vec![completion],
+            },
+            true,
+        ))
     }
-
-    /// The rendered conversation, and where in it the assistant speaks: from the end of its opening, which
-    /// the template writes as generation prompt, to the end of its turn.
-    fn chat(
-        &self,
-        messages: &[Value],
-        tools: Option<&Value>,
-    ) -> anyhow::Result<(String, Vec<Range<usize>>)> {
-        let tokenizer = self.tokenizer()?;
-        if !tokenizer.has_chat_template() {
-            return Err(mistake!(
-                "the row has `messages` and the model has no chat template: take an instruct model, or give `prompt` and `completion`"
-            ));
-        }
-        let text = tokenizer.render_chat(messages, tools, false)?;
-        if !self.mask_prompt {
-            let all = 0..text.len();
-            return Ok((text, vec![all]));
-        }
-        let mut targets = Vec::new();
-        for (index, message) in messages.iter().enumerate() {
-            if message["role"] != "assistant" {
-                continue;
-            }
-            let before = tokenizer.render_chat(&messages[..index], tools, true)?;
-            let with_turn = tokenizer.render_chat(&messages[..=index], tools, false)?;
-            if !(with_turn.starts_with(&before) && text.starts_with(&with_turn)) {
-                return Err(mistake!(
-                    "the model's chat template rewrites message {} once others follow, so its tokens cannot be told apart: \
-                     split the conversation so that each row has one assistant turn, or learn all tokens with --mask-prompt=false",
-                    index + 1
-                ));
-            }
-            targets.push(before.len()..with_turn.len());
-        }
-        Ok((text, targets))
-    }
-}
-
-fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
-    a.start.max(b.start) < a.end.min(b.end)
 }
 
 /// The prompt of the Stanford Alpaca data set, for models without a chat template.
@@ -206,15 +203,18 @@ mod tests {
     }
 
     impl Encode for Bytes {
-        fn encode(&self, text: &str, add_special_tokens: bool) -> anyhow::Result<Vec<Token>> {
-            let bos = add_special_tokens.then_some(Token {
-                id: BOS,
-                span: 0..0,
-            });
-            let bytes = text.bytes().enumerate().map(|(at, byte)| Token {
-                id: byte.into(),
-                span: at..at + 1,
-            });
+        fn encode(
+            &self,
+            passage: &Passage,
+            add_special_tokens: bool,
+        ) -> anyhow::Result<Vec<(u32, bool)>> {
+            let bos = add_special_tokens.then_some((BOS, false));
+            let learned = |at| passage.learned.iter().any(|range| range.contains(&at));
+            let bytes = passage
+                .text
+                .bytes()
+                .enumerate()
+                .map(|(at, byte)| (byte.into(), learned(at)));
             Ok(bos.into_iter().chain(bytes).collect())
         }
 
@@ -226,25 +226,24 @@ mod tests {
             self.template
         }
 
-        fn render_chat(
-            &self,
-            messages: &[Value],
-            _: Option<&Value>,
-            add_generation_prompt: bool,
-        ) -> anyhow::Result<String> {
-            let turn = |m: &Value| {
-                format!(
-                    "<{}>{};",
-                    m["role"].as_str().unwrap(),
-                    m["content"].as_str().unwrap()
-                )
+        fn render_chat(&self, messages: &[Value], _: Option<&Value>) -> anyhow::Result<Passage> {
+            let mut passage = Passage {
+                text: String::new(),
+                learned: Vec::new(),
             };
-            let opening = if add_generation_prompt {
-                "<assistant>"
-            } else {
-                ""
-            };
-            Ok(messages.iter().map(turn).collect::<String>() + opening)
+            for message in messages {
+                let (role, content) = (
+                    message["role"].as_str().unwrap(),
+                    message["content"].as_str().unwrap(),
+                );
+                passage.text += &format!("<{role}>");
+                let start = passage.text.len();
+                passage.text += &format!("{content};");
+                if role == "assistant" {
+                    passage.learned.push(start..passage.text.len());
+                }
+            }
+            Ok(passage)
         }
     }
 
@@ -316,31 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_across_the_boundary_belongs_to_the_completion() {
-        assert!(overlap(&(2..5), &(1..3)));
-        assert!(!overlap(&(2..5), &(1..2)));
-        assert!(!overlap(&(2..5), &(0..0)));
-    }
-
-    #[test]
-    fn what_the_model_lacks_is_said() {
-        let row = |template, line| {
-            let tokenizer = Bytes { template };
-            let encoding = Encoding {
-                tokenizer: Some(&tokenizer),
-                chat_template: true,
-                mask_prompt: true,
-            };
-            encoding
-                .row(Record::parse(line, &FieldNames::default()).unwrap())
-                .unwrap_err()
-                .to_string()
-        };
-        let message = row(
-            false,
-            r#"{"messages": [{"role": "assistant", "content": "b"}]}"#,
-        );
-        assert!(message.contains("no chat template"), "{message}");
+    fn a_text_without_tokenizer_is_a_mistake() {
         let encoding = Encoding {
             tokenizer: None,
             chat_template: true,

@@ -14,7 +14,7 @@ mod sampler;
 
 pub use batch::PackedBatch;
 pub use dataset::{Dataset, Limits};
-pub use encode::{Encode, Encoding, Token};
+pub use encode::{Encode, Encoding, Passage};
 pub use files::DataFiles;
 pub use record::{FieldNames, Record};
 pub use row::Row;

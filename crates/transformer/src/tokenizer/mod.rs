@@ -161,14 +161,20 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The token ids of a text as it is, each with whether it ends inside one of `spans` (byte ranges, in order).
+    /// The token ids of a text as [`Tokenizer::encode`] gives them, each with whether it ends inside one of `spans`
+    /// (byte ranges, in order); an added token does not.
     ///
     /// # Errors
     /// When the text cannot be encoded.
-    pub fn encode_spans(&self, text: &str, spans: &[Range<usize>]) -> Result<Vec<(u32, bool)>> {
+    pub fn encode_spans(
+        &self,
+        text: &str,
+        spans: &[Range<usize>],
+        add_special_tokens: bool,
+    ) -> Result<Vec<(u32, bool)>> {
         let encoding = self
             .inner
-            .encode(text, false)
+            .encode(text, add_special_tokens)
             .map_err(|error| self.bad(error))?;
         let inside = |&(_, end): &(usize, usize)| {
             spans.iter().any(|span| span.start < end && end <= span.end)

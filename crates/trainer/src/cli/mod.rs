@@ -1,0 +1,101 @@
+//! The command line: every command, flag and default is defined here and nowhere else.
+//!
+//! Flags are named as PEFT and the Transformers trainer name them; mlx-lm's names are aliases.
+
+mod config_file;
+mod inspect;
+mod model;
+mod run;
+mod train;
+mod values;
+
+use clap::{Args, Parser, Subcommand};
+
+pub use config_file::parse;
+pub use inspect::InspectArgs;
+pub use model::{ConvertArgs, MergeArgs};
+pub use run::{EvalArgs, GenerateArgs, LogitsArgs};
+pub use train::{LoraArgs, TrainConfig};
+pub use values::{DeviceArg, DtypeArg};
+
+use crate::data::FieldNames;
+
+/// Fine-tune language models with LoRA.
+#[derive(Debug, Parser)]
+#[command(
+    name = "fuselora",
+    version,
+    disable_help_subcommand = true,
+    subcommand_required = true
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a LoRA adapter
+    Train(Box<TrainConfig>),
+    /// Loss and perplexity on held-out rows
+    Eval(EvalArgs),
+    /// Continue a prompt
+    Generate(GenerateArgs),
+    /// Fold an adapter into its base model
+    Merge(MergeArgs),
+    /// Turn a GGUF file into a Hugging Face checkpoint
+    Convert(ConvertArgs),
+    /// Write the logits of rows to a safetensors file
+    Logits(LogitsArgs),
+    /// Say what a model or an adapter is, and what training it takes
+    Inspect(InspectArgs),
+}
+
+/// How rows are read.
+#[derive(Clone, Debug, PartialEq, Args, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(next_help_heading = "Data")]
+pub struct RowArgs {
+    /// Field that holds the prompt, in place of `prompt`
+    #[arg(long, value_name = "NAME")]
+    pub prompt_field: Option<String>,
+    /// Field that holds the completion
+    #[arg(long, value_name = "NAME")]
+    pub completion_field: Option<String>,
+    /// Learn completions only; `=false`: prompts too
+    #[arg(long, alias = "completion-only-loss", value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true,
+        default_missing_value = "true", num_args = 0..=1, require_equals = true)]
+    pub mask_prompt: bool,
+    /// Plain text even where the model has a chat template
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = false,
+        default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_default_value = true)]
+    pub no_chat_template: bool,
+    /// Longer rows keep their beginning
+    #[arg(long, alias = "max-length", value_name = "N", default_value_t = 2048, value_parser = values::count)]
+    pub max_seq_length: usize,
+}
+
+impl RowArgs {
+    /// The fields to read.
+    pub fn field_names(&self) -> FieldNames {
+        FieldNames {
+            prompt: self.prompt_field.clone(),
+            completion: self.completion_field.clone(),
+        }
+    }
+}
+
+/// Where and in which precision to compute.
+#[derive(Clone, Debug, PartialEq, Args, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(next_help_heading = "Machine")]
+pub struct MachineArgs {
+    /// cpu, cuda, cuda:1, sim
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: DeviceArg,
+    /// Precision of activations
+    #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
+    pub dtype: DtypeArg,
+}

@@ -1,0 +1,47 @@
+//! The commands that write checkpoints: `merge` and `convert`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{DeviceArg, DtypeArg};
+
+/// `fuselora merge`
+#[derive(Clone, Debug, PartialEq, Args)]
+#[command(
+    after_help = "Example:\n  fuselora merge --model SmolLM2-135M-Instruct --adapter adapter --output merged"
+)]
+pub struct MergeArgs {
+    /// Base model: a Hugging Face folder or a GGUF file
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+    /// Adapter to fold in
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// Folder for the Hugging Face checkpoint, tokenizer included
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Stored precision; without: that of the base model
+    #[arg(long, value_enum)]
+    pub dtype: Option<DtypeArg>,
+    /// Where to compute: cpu, cuda, cuda:1, sim
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: DeviceArg,
+}
+
+/// `fuselora convert`
+#[derive(Clone, Debug, PartialEq, Args)]
+#[command(
+    after_help = "Example:\n  fuselora convert --model SmolLM2-135M-Instruct.Q4_1.gguf --output SmolLM2-135M-Instruct --dtype bf16"
+)]
+pub struct ConvertArgs {
+    /// GGUF file
+    #[arg(long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Folder for the Hugging Face checkpoint, tokenizer and chat template included
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Stored precision
+    #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
+    pub dtype: DtypeArg,
+}

@@ -1,0 +1,111 @@
+//! Values that flags take.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Serialize, Serializer};
+
+/// A device as named on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceArg {
+    /// The processor.
+    Cpu,
+    /// The CUDA device with this index.
+    Cuda(usize),
+    /// The PTX executor.
+    Sim,
+}
+
+impl FromStr for DeviceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DeviceArg, String> {
+        match text {
+            "cpu" => Ok(DeviceArg::Cpu),
+            "cuda" => Ok(DeviceArg::Cuda(0)),
+            "sim" => Ok(DeviceArg::Sim),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|index| index.parse().ok())
+                .map(DeviceArg::Cuda)
+                .ok_or_else(|| "there are cpu, cuda, cuda:N and sim".to_string()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceArg {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            DeviceArg::Cpu => formatter.write_str("cpu"),
+            DeviceArg::Cuda(index) => write!(formatter, "cuda:{index}"),
+            DeviceArg::Sim => formatter.write_str("sim"),
+        }
+    }
+}
+
+impl Serialize for DeviceArg {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A floating-point type as named on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DtypeArg {
+    /// 32 bits.
+    #[value(alias = "float32", help = None::<&str>)]
+    F32,
+    /// 16 bits, 8 of them exponent.
+    #[value(alias = "bfloat16", help = None::<&str>)]
+    Bf16,
+    /// 16 bits, 5 of them exponent.
+    #[value(alias = "float16", help = None::<&str>)]
+    F16,
+}
+
+/// A probability or share: 0 to below 1.
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(value) if (0.0..1.0).contains(&value) => Ok(value),
+        _ => Err("it must be a number from 0 to below 1".to_string()),
+    }
+}
+
+/// A finite number above 0.
+pub(super) fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
+        _ => Err("it must be a number above 0".to_string()),
+    }
+}
+
+/// A finite number that is 0 or more.
+pub(super) fn not_negative(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
+        _ => Err("it must be 0 or more".to_string()),
+    }
+}
+
+/// A count of at least 1.
+pub(super) fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(value) if value > 0 => Ok(value),
+        _ => Err("it must be a whole number, 1 or more".to_string()),
+    }
+}
+
+/// A number of steps of at least 1.
+pub(super) fn steps(text: &str) -> Result<u64, String> {
+    count(text).map(|value| value as u64)
+}
+
+impl From<DtypeArg> for fuselora_tensor::DType {
+    fn from(dtype: DtypeArg) -> fuselora_tensor::DType {
+        match dtype {
+            DtypeArg::F32 => fuselora_tensor::DType::F32,
+            DtypeArg::Bf16 => fuselora_tensor::DType::BF16,
+            DtypeArg::F16 => fuselora_tensor::DType::F16,
+        }
+    }
+}

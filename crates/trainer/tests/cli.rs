@@ -1,0 +1,139 @@
+//! The program from outside: help, documentation, and what wrong input gets.
+
+use std::{fs, path::Path};
+
+use assert_cmd::Command;
+use clap::CommandFactory;
+use fuselora_trainer::cli::Cli;
+
+/// Lines of a terminal that fills a laptop's screen.
+const SCREEN: usize = 64;
+const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/cli.md");
+
+fn fuselora() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_fuselora"))
+}
+
+/// The one line that a mistake puts on standard error, and exit code 2.
+fn complaint(arguments: &[&str]) -> String {
+    let output = fuselora()
+        .args(arguments)
+        .assert()
+        .code(2)
+        .get_output()
+        .clone();
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn help(name: &str) -> String {
+    let output = fuselora()
+        .args([name, "--help"])
+        .assert()
+        .success()
+        .get_output()
+        .clone();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn commands() -> Vec<String> {
+    Cli::command()
+        .get_subcommands()
+        .map(|command| command.get_name().to_string())
+        .collect()
+}
+
+#[test]
+fn every_help_fits_a_screen_and_shows_an_example() {
+    for name in commands() {
+        let help = help(&name);
+        let lines = help.lines().count();
+        assert!(lines <= SCREEN, "{name}: {lines} lines");
+        assert!(
+            help.contains(&format!("Example:\n  fuselora {name} ")),
+            "{name}"
+        );
+        let widest = help.lines().map(str::len).max().unwrap_or(0);
+        assert!(widest <= 120, "{name}: {widest} columns");
+    }
+}
+
+/// `FUSELORA_UPDATE_DOCS=1 cargo test -p fuselora-trainer` rewrites the document.
+#[test]
+fn the_document_is_what_help_says() {
+    let mut document = "# The command line\n\nWhat `fuselora COMMAND --help` prints. `fuselora train` also takes \
+                        `--config file.toml`, whose keys are the flags without their dashes; flags given beside it win, \
+                        and every run writes its own as `run.toml`.\n"
+        .to_string();
+    for name in commands() {
+        document += &format!("\n## fuselora {name}\n\n```text\n{}```\n", help(&name));
+    }
+    if std::env::var_os("FUSELORA_UPDATE_DOCS").is_some() {
+        fs::create_dir_all(Path::new(DOCUMENT).parent().unwrap()).unwrap();
+        fs::write(DOCUMENT, &document).unwrap();
+    }
+    let written = fs::read_to_string(DOCUMENT).unwrap_or_default();
+    assert!(
+        written == document,
+        "docs/cli.md is out of step: run with FUSELORA_UPDATE_DOCS=1"
+    );
+}
+
+#[test]
+fn wrong_values_name_the_flag() {
+    let cases = [
+        (vec!["train", "--batch-size", "0"], "--batch-size"),
+        (vec!["train", "--learning-rate=-1"], "--learning-rate"),
+        (vec!["train", "--lora-dropout", "1"], "--lora-dropout"),
+        (vec!["train", "--lr-scheduler", "cosin"], "'cosine'"),
+        (vec!["train", "--learning-rat", "1"], "'--learning-rate'"),
+        (
+            vec!["train", "--device", "tpu"],
+            "there are cpu, cuda, cuda:N and sim",
+        ),
+        (vec!["generate", "--model", "m"], "--prompt"),
+        (vec!["trian"], "'train'"),
+        (
+            vec!["train", "--config", "/nowhere.toml"],
+            "/nowhere.toml cannot be read",
+        ),
+    ];
+    for (arguments, expected) in cases {
+        let message = complaint(&arguments);
+        assert!(
+            message.starts_with("error: ") && message.contains(expected),
+            "{arguments:?}: {message}"
+        );
+    }
+}
+
+#[test]
+fn a_file_that_is_no_gguf_is_one_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, output) = (folder.path().join("model.gguf"), folder.path().join("out"));
+    fs::write(&model, "not a model").unwrap();
+    let message = complaint(&[
+        "convert",
+        "--model",
+        model.to_str().unwrap(),
+        "--output",
+        output.to_str().unwrap(),
+    ]);
+    assert_eq!(message.lines().count(), 1, "{message}");
+    assert!(
+        message.starts_with("error: ") && message.contains("model.gguf"),
+        "{message}"
+    );
+    assert!(!output.exists());
+}
+
+#[test]
+fn a_missing_model_is_named() {
+    let message = complaint(&[
+        "convert",
+        "--model",
+        "/nowhere.gguf",
+        "--output",
+        "/tmp/never",
+    ]);
+    assert!(message.contains("/nowhere.gguf"), "{message}");
+}
