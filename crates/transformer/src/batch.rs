@@ -6,7 +6,7 @@ use fuselora_tensor::{Device, Tensor};
 use crate::error::{Error, Result};
 
 /// Target rows per pass of the head: bounds the logits that exist at once.
-const TARGETS_PER_CHUNK: usize = 256;
+pub(crate) const TARGETS_PER_CHUNK: usize = 256;
 
 /// Rows of tokens, concatenated.
 pub struct Batch {

@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use fuselora_tensor::DType;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     atomic_file,
     checkpoint::{Checkpoint, SHARD_BYTES, TensorSpec, is_weight_file, write_json, write_weights},
     error::{Error, Result},
+    gguf::GgufFile,
     tokenizer::TokenizerFiles,
 };
 
@@ -31,19 +32,6 @@ pub fn gguf_to_hugging_face(checkpoint: &Checkpoint, folder: &Path, dtype: DType
     let gguf = checkpoint
         .gguf()
         .ok_or_else(|| Error::file(checkpoint.path(), "is not a GGUF file"))?;
-    let tokenizer = TokenizerFiles::from_gguf(gguf)?;
-    let mut config = checkpoint.config().clone();
-    let torch_dtype = match dtype {
-        DType::F32 => "float32",
-        DType::F16 => "float16",
-        DType::BF16 => "bfloat16",
-        other => {
-            return Err(Error::Input(format!(
-                "weights cannot be written as {other}; f32, f16 and bf16 can"
-            )));
-        }
-    };
-    config["torch_dtype"] = json!(torch_dtype);
     let specs = checkpoint
         .tensor_names()
         .map(|name| {
@@ -58,19 +46,45 @@ pub fn gguf_to_hugging_face(checkpoint: &Checkpoint, folder: &Path, dtype: DType
         folder,
         |name| FILES.contains(&name) || is_weight_file(name),
         |folder| {
-            let files = [
-                &config,
-                &tokenizer.generation,
-                &tokenizer.tokenizer,
-                &tokenizer.config,
-                &tokenizer.special_tokens_map,
-            ];
-            for (name, value) in FILES.iter().zip(files) {
-                write_json(&folder.join(name), value)?;
-            }
+            write_companions(gguf, checkpoint.config(), dtype, folder)?;
             write_weights(folder, &specs, SHARD_BYTES, |spec| {
                 checkpoint.tensor_bytes(&spec.name, dtype)
             })
         },
     )
+}
+
+/// Writes a GGUF's configuration, tokenizer and chat template as a Hugging Face checkpoint of `dtype` has them.
+pub(crate) fn write_companions(
+    gguf: &GgufFile,
+    config: &Value,
+    dtype: DType,
+    folder: &Path,
+) -> Result<()> {
+    let tokenizer = TokenizerFiles::from_gguf(gguf)?;
+    let mut config = config.clone();
+    config["torch_dtype"] = json!(torch_dtype(dtype)?);
+    let files = [
+        &config,
+        &tokenizer.generation,
+        &tokenizer.tokenizer,
+        &tokenizer.config,
+        &tokenizer.special_tokens_map,
+    ];
+    for (name, value) in FILES.iter().zip(files) {
+        write_json(&folder.join(name), value)?;
+    }
+    Ok(())
+}
+
+/// PyTorch's name of a type that weights are written in.
+pub(crate) fn torch_dtype(dtype: DType) -> Result<&'static str> {
+    match dtype {
+        DType::F32 => Ok("float32"),
+        DType::F16 => Ok("float16"),
+        DType::BF16 => Ok("bfloat16"),
+        other => Err(Error::Input(format!(
+            "weights cannot be written as {other}; f32, f16 and bf16 can"
+        ))),
+    }
 }

@@ -14,6 +14,8 @@ pub mod generate;
 pub mod gguf;
 pub mod layers;
 pub mod lora;
+pub mod memory_estimate;
+pub mod merge;
 pub mod model;
 pub mod tokenizer;
 

@@ -72,54 +72,40 @@ impl Loader<'_> {
         })
     }
 
-    fn linear(
-        &mut self,
-        name: String,
-        out_features: usize,
-        in_features: usize,
-        bias: bool,
-    ) -> Result<Linear> {
+    /// The projection `name`; its place in `linears` gives its shape and index.
+    fn linear(&self, name: String, bias: bool) -> Result<Linear> {
+        let (index, module) = self.module(&name)?;
+        let (out_features, in_features) = (module.out_features, module.in_features);
         let weight = self.weight(&format!("{name}.weight"), [out_features, in_features])?;
         let bias = bias
             .then(|| self.tensor(&format!("{name}.bias"), &[out_features], DType::F32))
             .transpose()?;
-        Ok(self.register(name, weight, bias))
-    }
-
-    fn register(&mut self, name: String, weight: Arc<Weight>, bias: Option<Tensor>) -> Linear {
-        let index = self.linears.len();
-        self.linears.push(LinearModule {
-            name: name.clone(),
-            in_features: weight.in_features(),
-            out_features: weight.out_features(),
-        });
-        Linear {
+        Ok(Linear {
             name,
             index,
             weight,
             bias,
-        }
+        })
     }
 
-    fn block(&mut self, layer: usize, config: &DecoderConfig) -> Result<Block> {
-        let DecoderConfig {
-            hidden_size: hidden,
-            intermediate_size: inner,
-            biases,
-            ..
-        } = *config;
-        let (q_width, kv_width) = (
-            config.num_heads * config.head_dim,
-            config.num_kv_heads * config.head_dim,
-        );
+    fn module(&self, name: &str) -> Result<(usize, &LinearModule)> {
+        let mut modules = self.linears.iter().enumerate();
+        modules
+            .find(|(_, module)| module.name == name)
+            .ok_or_else(|| Error::Input(format!("the model has no projection `{name}`")))
+    }
+
+    fn block(&self, layer: usize, config: &DecoderConfig) -> Result<Block> {
+        let biases = config.biases;
+        let norm = |name: &str| self.norm(name, config.hidden_size, config.rms_norm_eps);
         let at = |part: &str| format!("model.layers.{layer}.{part}");
         Ok(Block {
-            input_norm: self.norm(&at("input_layernorm"), hidden, config.rms_norm_eps)?,
+            input_norm: norm(&at("input_layernorm"))?,
             attention: Attention {
-                q_proj: self.linear(at("self_attn.q_proj"), q_width, hidden, biases.qkv)?,
-                k_proj: self.linear(at("self_attn.k_proj"), kv_width, hidden, biases.qkv)?,
-                v_proj: self.linear(at("self_attn.v_proj"), kv_width, hidden, biases.qkv)?,
-                o_proj: self.linear(at("self_attn.o_proj"), hidden, q_width, biases.output)?,
+                q_proj: self.linear(at("self_attn.q_proj"), biases.qkv)?,
+                k_proj: self.linear(at("self_attn.k_proj"), biases.qkv)?,
+                v_proj: self.linear(at("self_attn.v_proj"), biases.qkv)?,
+                o_proj: self.linear(at("self_attn.o_proj"), biases.output)?,
                 config: AttentionConfig {
                     heads: config.num_heads,
                     kv_heads: config.num_kv_heads,
@@ -128,15 +114,11 @@ impl Loader<'_> {
                     window: config.sliding_window,
                 },
             },
-            post_attention_norm: self.norm(
-                &at("post_attention_layernorm"),
-                hidden,
-                config.rms_norm_eps,
-            )?,
+            post_attention_norm: norm(&at("post_attention_layernorm"))?,
             mlp: Mlp {
-                gate_proj: self.linear(at("mlp.gate_proj"), inner, hidden, biases.mlp)?,
-                up_proj: self.linear(at("mlp.up_proj"), inner, hidden, biases.mlp)?,
-                down_proj: self.linear(at("mlp.down_proj"), hidden, inner, biases.mlp)?,
+                gate_proj: self.linear(at("mlp.gate_proj"), biases.mlp)?,
+                up_proj: self.linear(at("mlp.up_proj"), biases.mlp)?,
+                down_proj: self.linear(at("mlp.down_proj"), biases.mlp)?,
             },
         })
     }
@@ -153,11 +135,11 @@ impl Model {
     /// configuration implies, by name.
     pub fn load(checkpoint: &Checkpoint, device: &Device, dtype: DType) -> Result<Model> {
         let (_, config) = families::read_config(checkpoint.config())?;
-        let mut loader = Loader {
+        let loader = Loader {
             checkpoint,
             device,
             dtype,
-            linears: Vec::new(),
+            linears: linear_modules(&config),
         };
         let table = [config.vocab_size, config.hidden_size];
         let embedding = loader.weight("model.embed_tokens.weight", table)?;
@@ -165,12 +147,18 @@ impl Model {
             .map(|layer| loader.block(layer, &config))
             .collect::<Result<_>>()?;
         let norm = loader.norm("model.norm", config.hidden_size, config.rms_norm_eps)?;
-        let head_weight = if config.tie_word_embeddings {
-            embedding.clone()
+        let head = if config.tie_word_embeddings {
+            let name = OUTPUT_HEAD.to_owned();
+            let (index, _) = loader.module(&name)?;
+            Linear {
+                name,
+                index,
+                weight: embedding.clone(),
+                bias: None,
+            }
         } else {
-            loader.weight("lm_head.weight", table)?
+            loader.linear(OUTPUT_HEAD.to_owned(), false)?
         };
-        let head = loader.register("lm_head".to_owned(), head_weight, None);
         let rope = rope_table(
             device,
             &config,
@@ -489,6 +477,37 @@ impl Model {
         let [logits] = linear::forward(&normed, [&self.head], pass)?;
         Ok(logits.y)
     }
+}
+
+/// The module path of the output head.
+const OUTPUT_HEAD: &str = "lm_head";
+
+/// The projections of a model, in the order that [`Model::linears`] gives; known before it is loaded.
+pub fn linear_modules(config: &DecoderConfig) -> Vec<LinearModule> {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let (q_width, kv_width) = (
+        config.num_heads * config.head_dim,
+        config.num_kv_heads * config.head_dim,
+    );
+    let block = [
+        ("self_attn.q_proj", q_width, hidden),
+        ("self_attn.k_proj", kv_width, hidden),
+        ("self_attn.v_proj", kv_width, hidden),
+        ("self_attn.o_proj", hidden, q_width),
+        ("mlp.gate_proj", inner, hidden),
+        ("mlp.up_proj", inner, hidden),
+        ("mlp.down_proj", hidden, inner),
+    ];
+    let module = |name: String, out_features: usize, in_features: usize| LinearModule {
+        name,
+        in_features,
+        out_features,
+    };
+    let blocks = (0..config.num_layers).flat_map(|layer| {
+        block.map(|(part, out, input)| module(format!("model.layers.{layer}.{part}"), out, input))
+    });
+    let head = module(OUTPUT_HEAD.to_owned(), config.vocab_size, hidden);
+    blocks.chain([head]).collect()
 }
 
 fn rope_table(device: &Device, config: &DecoderConfig, positions: usize) -> Result<Arc<RopeTable>> {

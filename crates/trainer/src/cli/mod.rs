@@ -15,7 +15,7 @@ pub use config_file::parse;
 pub use inspect::InspectArgs;
 pub use model::{ConvertArgs, MergeArgs};
 pub use run::{EvalArgs, GenerateArgs, LogitsArgs};
-pub use train::{LoraArgs, TrainConfig};
+pub use train::{LoraArgs, OptimizationArgs, TrainConfig};
 pub use values::{DeviceArg, DtypeArg};
 
 use crate::data::FieldNames;

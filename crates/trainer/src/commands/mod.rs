@@ -1,15 +1,24 @@
 //! What each command does.
 
 mod convert;
+mod eval;
+mod generate;
+mod inspect;
+mod logits;
+mod merge;
+mod train;
 
-use fuselora_trainer::{cli::Command, mistake};
+use fuselora_trainer::cli::Command;
 
 /// Runs a command.
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Train(config) => train::run(&config),
+        Command::Eval(arguments) => eval::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
+        Command::Merge(arguments) => merge::run(&arguments),
         Command::Convert(arguments) => convert::run(&arguments),
-        _ => Err(mistake!(
-            "this build of fuselora was made without that command"
-        )),
+        Command::Logits(arguments) => logits::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
     }
 }

@@ -1,0 +1,105 @@
+//! What every command starts from: a checkpoint, its model on a device, its tokenizer.
+
+use std::path::Path;
+
+use anyhow::Context;
+use fuselora_tensor::Device;
+use fuselora_transformer::adapter::Adapter;
+use fuselora_transformer::checkpoint::Checkpoint;
+use fuselora_transformer::lora::Lora;
+use fuselora_transformer::model::Model;
+use fuselora_transformer::tokenizer::Tokenizer;
+
+use crate::cli::{DeviceArg, MachineArgs, RowArgs};
+use crate::data::{Dataset, Encode, Encoding, Limits};
+use crate::mistake;
+
+/// A frozen model with what belongs to it.
+pub struct BaseModel {
+    /// The files it comes from.
+    pub checkpoint: Checkpoint,
+    /// The weights.
+    pub model: Model,
+    /// Absent where the checkpoint has no `tokenizer.json`; rows then must be tokenized already.
+    pub tokenizer: Option<Tokenizer>,
+}
+
+/// The device that `--device` names.
+///
+/// # Errors
+/// A [`mistake::Mistake`] where this machine or build has no such device.
+pub fn device(argument: DeviceArg) -> anyhow::Result<Device> {
+    match argument {
+        DeviceArg::Cpu => Ok(Device::cpu()),
+        other => Err(mistake!(
+            "--device {other} is not available in this version; use --device cpu"
+        )),
+    }
+}
+
+impl BaseModel {
+    /// Loads the checkpoint at `path`: a Hugging Face folder or a GGUF file.
+    ///
+    /// # Errors
+    /// What is wrong with the files, by name.
+    pub fn load(path: &Path, machine: &MachineArgs) -> anyhow::Result<BaseModel> {
+        let device = device(machine.device)?;
+        let checkpoint = Checkpoint::open(path)?;
+        let model = Model::load(&checkpoint, &device, machine.dtype.into())
+            .with_context(|| format!("{} cannot be loaded", path.display()))?;
+        let has_tokenizer = checkpoint.gguf().is_some() || path.join("tokenizer.json").exists();
+        let tokenizer = has_tokenizer
+            .then(|| Tokenizer::open(&checkpoint))
+            .transpose()?;
+        Ok(BaseModel {
+            checkpoint,
+            model,
+            tokenizer,
+        })
+    }
+
+    /// The tokenizer, for commands that read or write text.
+    ///
+    /// # Errors
+    /// A [`mistake::Mistake`] where the checkpoint has none.
+    pub fn tokenizer(&self) -> anyhow::Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            mistake!(
+                "{} holds no tokenizer.json, which text needs",
+                self.checkpoint.path().display()
+            )
+        })
+    }
+
+    /// Reads an adapter for this model.
+    ///
+    /// # Errors
+    /// What is wrong with the files, or does not fit the model, by name.
+    pub fn adapter(&self, folder: &Path) -> anyhow::Result<Lora> {
+        let adapter = Adapter::read(folder, self.model.linears(), self.model.device())?;
+        Ok(Lora::bind(adapter, self.model.linears())?)
+    }
+
+    /// Reads the rows of a JSONL file as `rows` says.
+    ///
+    /// # Errors
+    /// As [`Dataset::load`].
+    pub fn dataset(&self, file: &Path, rows: &RowArgs) -> anyhow::Result<(Dataset, Limits)> {
+        let limits = Limits {
+            max_seq_length: rows.max_seq_length,
+            vocab_size: self.model.config().vocab_size,
+        };
+        let encoding = Encoding {
+            tokenizer: self
+                .tokenizer
+                .as_ref()
+                .map(|tokenizer| tokenizer as &dyn Encode),
+            chat_template: !rows.no_chat_template,
+            mask_prompt: rows.mask_prompt,
+        };
+        Ok((
+            Dataset::load(file, &rows.field_names(), &encoding, limits)?,
+            limits,
+        ))
+    }
+}

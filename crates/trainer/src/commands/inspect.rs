@@ -1,0 +1,153 @@
+//! `fuselora inspect`.
+
+use std::io::{Write, stdout};
+
+use fuselora_tensor::{DType, Device};
+use fuselora_trainer::cli::InspectArgs;
+use fuselora_trainer::train::peft_config;
+use fuselora_transformer::adapter::{Adapter, AdapterConfig};
+use fuselora_transformer::checkpoint::Checkpoint;
+use fuselora_transformer::families;
+use fuselora_transformer::memory_estimate::{MemoryEstimate, TrainingShape};
+use fuselora_transformer::model;
+use serde_json::{Map, Value, json};
+
+pub fn run(arguments: &InspectArgs) -> anyhow::Result<()> {
+    let mut facts = Map::new();
+    let config = match &arguments.adapter {
+        Some(folder) => {
+            let config = AdapterConfig::read(folder)?;
+            facts.insert("adapter".into(), describe_adapter(&config));
+            config
+        }
+        None => peft_config(&arguments.lora),
+    };
+    if let Some(path) = &arguments.model {
+        let checkpoint = Checkpoint::open(path)?;
+        let (family, decoder) = families::read_config(checkpoint.config())?;
+        let linears = model::linear_modules(&decoder);
+        if let Some(folder) = &arguments.adapter {
+            Adapter::read(folder, &linears, &Device::cpu())?;
+        }
+        let mut parameters = 0u64;
+        for name in checkpoint.tensor_names() {
+            parameters += checkpoint
+                .info(name)?
+                .shape
+                .iter()
+                .map(|&n| n as u64)
+                .product::<u64>();
+        }
+        facts.insert(
+            "model".into(),
+            json!({
+                "family": family.model_type,
+                "parameters": parameters,
+                "layers": decoder.num_layers,
+                "hidden_size": decoder.hidden_size,
+                "intermediate_size": decoder.intermediate_size,
+                "heads": decoder.num_heads,
+                "kv_heads": decoder.num_kv_heads,
+                "head_dim": decoder.head_dim,
+                "vocab_size": decoder.vocab_size,
+                "max_position_embeddings": decoder.max_position_embeddings,
+                "tie_word_embeddings": decoder.tie_word_embeddings,
+            }),
+        );
+        let targets = config.resolve(&linears)?;
+        let trained: u64 = targets
+            .iter()
+            .map(|t| (t.rank * (t.in_features + t.out_features)) as u64)
+            .sum();
+        let shape = TrainingShape {
+            tokens: arguments.batch_size * arguments.max_seq_length,
+            weight_bytes: DType::from(arguments.dtype).size_in_bytes(),
+            gradient_checkpointing: arguments.gradient_checkpointing,
+        };
+        let estimate = MemoryEstimate::new(&decoder, &targets, shape);
+        facts.insert(
+            "training".into(),
+            json!({
+                "adapted_modules": targets.len(),
+                "trained_parameters": trained,
+                "trained_share": trained as f64 / (parameters + trained) as f64,
+                "tokens_per_batch": shape.tokens,
+                "memory_bytes": {
+                    "weights": estimate.weights,
+                    "adapter_and_optimizer": estimate.adapter,
+                    "activations": estimate.activations,
+                    "workspace": estimate.workspace,
+                    "total": estimate.total(),
+                },
+            }),
+        );
+    }
+    let mut out = stdout().lock();
+    if arguments.json {
+        writeln!(out, "{}", Value::Object(facts))?;
+    } else {
+        for (section, fact) in &facts {
+            writeln!(out, "{section}")?;
+            print(&mut out, fact, 2)?;
+        }
+    }
+    Ok(())
+}
+
+fn describe_adapter(config: &AdapterConfig) -> Value {
+    let all = config.to_json();
+    let keys = [
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "target_modules",
+        "rank_pattern",
+        "alpha_pattern",
+        "base_model_name_or_path",
+    ];
+    keys.iter()
+        .filter_map(|&key| Some((key.to_owned(), all.get(key)?.clone())))
+        .collect::<Map<_, _>>()
+        .into()
+}
+
+fn print(out: &mut impl Write, fact: &Value, indent: usize) -> std::io::Result<()> {
+    let Value::Object(entries) = fact else {
+        return Ok(());
+    };
+    let width = 30 - indent;
+    for (key, value) in entries {
+        let name = key.replace('_', " ");
+        match value {
+            Value::Object(inner) if !inner.is_empty() => {
+                writeln!(out, "{:indent$}{}", "", name.trim_end_matches(" bytes"))?;
+                let readable = |(key, value): (&String, &Value)| {
+                    let text = match value.as_f64() {
+                        Some(bytes) if key != "r" => {
+                            format!("{:.0} MiB", bytes / (1 << 20) as f64).into()
+                        }
+                        _ => value.clone(),
+                    };
+                    (key.clone(), text)
+                };
+                print(
+                    out,
+                    &inner.iter().map(readable).collect::<Map<_, _>>().into(),
+                    indent + 2,
+                )?;
+            }
+            Value::String(text) => writeln!(out, "{:indent$}{name:width$}{text}", "")?,
+            Value::Number(share) if key.ends_with("share") => {
+                writeln!(
+                    out,
+                    "{:indent$}{name:width$}{:.2} %",
+                    "",
+                    100.0 * share.as_f64().unwrap_or_default()
+                )?;
+            }
+            other => writeln!(out, "{:indent$}{name:width$}{other}", "")?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,29 @@
+//! `fuselora merge`.
+
+use std::io::{Write, stdout};
+
+use fuselora_tensor::Device;
+use fuselora_trainer::cli::MergeArgs;
+use fuselora_transformer::adapter::Adapter;
+use fuselora_transformer::checkpoint::Checkpoint;
+use fuselora_transformer::merge::merge_adapter;
+use fuselora_transformer::{families, model};
+
+pub fn run(arguments: &MergeArgs) -> anyhow::Result<()> {
+    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let (_, config) = families::read_config(checkpoint.config())?;
+    let linears = model::linear_modules(&config);
+    let adapter = Adapter::read(&arguments.adapter, &linears, &Device::cpu())?;
+    merge_adapter(
+        &checkpoint,
+        &adapter,
+        &arguments.output,
+        arguments.dtype.map(Into::into),
+    )?;
+    writeln!(
+        stdout(),
+        "{} holds the merged checkpoint",
+        arguments.output.display()
+    )?;
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! The loss on rows that are not trained on.
+
+use fuselora_transformer::batch::Batch;
+use fuselora_transformer::lora::{Lora, Pass};
+use fuselora_transformer::model::Model;
+
+use crate::data::{PackedBatch, Row};
+
+/// The mean loss over target tokens.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Evaluation {
+    /// Mean over all target tokens, in nats.
+    pub loss: f64,
+    /// `exp(loss)`.
+    pub perplexity: f64,
+    /// Number of target tokens.
+    pub target_tokens: u64,
+}
+
+/// A packed batch on the model's device.
+///
+/// # Errors
+/// No room on the device.
+pub fn to_device(model: &Model, packed: &PackedBatch) -> anyhow::Result<Batch> {
+    Ok(Batch::new(
+        model.device(),
+        &packed.tokens,
+        &packed.lengths,
+        &packed.target_rows,
+        &packed.target_ids,
+    )?)
+}
+
+/// Evaluates a model, with an adapter or without, on all rows.
+///
+/// # Errors
+/// No room on the device.
+pub fn evaluate(
+    model: &Model,
+    lora: Option<&Lora>,
+    rows: &[Row],
+    batch_size: usize,
+) -> anyhow::Result<Evaluation> {
+    let pass = Pass {
+        lora,
+        ..Pass::default()
+    };
+    let (mut loss, mut targets) = (0.0, 0);
+    for rows in rows.chunks(batch_size) {
+        let packed = PackedBatch::pack(rows);
+        loss += model.loss(&to_device(model, &packed)?, &pass)?;
+        targets += packed.target_count() as u64;
+    }
+    let mean = loss / targets.max(1) as f64;
+    Ok(Evaluation {
+        loss: mean,
+        perplexity: mean.exp(),
+        target_tokens: targets,
+    })
+}

@@ -1,0 +1,78 @@
+//! The adapter that a run starts from.
+
+use fuselora_transformer::adapter::{Adapter, AdapterConfig, ModuleSelector};
+use fuselora_transformer::lora::Lora;
+
+use super::saved_state;
+use crate::base_model::BaseModel;
+use crate::cli::{LoraArgs, TrainConfig};
+
+/// The saved one when resuming, the one that `--adapter` names, or a new one.
+///
+/// # Errors
+/// A target that matches nothing, or files that are missing, damaged or of another model.
+pub fn start(config: &TrainConfig, base: &BaseModel) -> anyhow::Result<Lora> {
+    if config.resume {
+        return base.adapter(&saved_state::folder(config.output()?));
+    }
+    if let Some(folder) = &config.adapter {
+        return base.adapter(folder);
+    }
+    let mut peft = peft_config(&config.lora);
+    peft.base_model_name_or_path = Some(config.model()?.display().to_string());
+    let linears = base.model.linears();
+    let adapter = Adapter::new(peft, linears, base.model.device(), config.optimization.seed)?;
+    Ok(Lora::bind(adapter, linears)?)
+}
+
+/// PEFT's configuration of the adapter that the flags describe.
+pub fn peft_config(arguments: &LoraArgs) -> AdapterConfig {
+    let mut peft = AdapterConfig::new(
+        arguments.rank,
+        arguments.lora_alpha,
+        selector(&arguments.target_modules),
+    );
+    peft.dropout = arguments.lora_dropout as f32;
+    peft.use_rslora = arguments.use_rslora;
+    peft
+}
+
+/// `all-linear`, a list of names, or a regular expression: names have only letters, digits, `_`, `-` and `.`.
+fn selector(text: &str) -> ModuleSelector {
+    let is_name = |name: &str| {
+        name.chars()
+            .all(|c| c.is_alphanumeric() || "_-.".contains(c))
+    };
+    let names: Vec<&str> = text
+        .split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+        .collect();
+    if text == "all-linear" {
+        ModuleSelector::AllLinear
+    } else if !names.is_empty() && names.iter().all(|name| is_name(name)) {
+        ModuleSelector::Names(names.into_iter().map(str::to_owned).collect())
+    } else {
+        ModuleSelector::Regex(text.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn target_modules_are_names_or_a_regular_expression() {
+        assert_eq!(selector("all-linear"), ModuleSelector::AllLinear);
+        let names = ["q_proj", "model.layers.0.mlp.up_proj"]
+            .map(str::to_owned)
+            .to_vec();
+        assert_eq!(
+            selector("q_proj, model.layers.0.mlp.up_proj"),
+            ModuleSelector::Names(names)
+        );
+        for regex in [r".*\.(q|v)_proj", r"model\.layers\.[01]\..*"] {
+            assert_eq!(selector(regex), ModuleSelector::Regex(regex.to_owned()));
+        }
+    }
+}
