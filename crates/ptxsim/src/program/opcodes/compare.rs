@@ -1,7 +1,10 @@
 //! 9.7.5 comparison and selection.
 
+use half::{bf16, f16};
+
 use super::*;
 use crate::arith::compare::{Comparison, compare, compare_float};
+use crate::arith::float::Mode;
 
 const COMPARISONS: [(&str, Comparison); 18] = [
     ("eq", Comparison::Eq),
@@ -73,6 +76,68 @@ macro_rules! comparison_row {
     };
 }
 
+/// Compares both halves of a pair; `$f` makes the result from the two answers.
+macro_rules! packed_rows {
+    ($ty:expr, $f:expr) => {
+        match $ty {
+            Type::F16x2 => Some(row!(2, |a: [f16; 2], b: [f16; 2], o| {
+                $f([0, 1].map(|i| compare_float(a[i], b[i], o.comparison, o.mode.ftz)))
+            })),
+            Type::Bf16x2 => Some(row!(2, |a: [bf16; 2], b: [bf16; 2], o| {
+                $f([0, 1].map(|i| compare_float(a[i], b[i], o.comparison, o.mode.ftz)))
+            })),
+            _ => None,
+        }
+    };
+}
+
+/// `set` and `setp` on pairs, without a combination.
+fn set_packed(
+    line: &mut Line<'_, '_, '_>,
+    comparison: Comparison,
+    ftz: bool,
+    result: Option<Type>,
+    ty: Type,
+) -> Decoded<()> {
+    let (a, b) = (line.src(1, ty)?, line.src(2, ty)?);
+    let mode = Mode { ftz, ..Mode::RN };
+    let operands = Operands {
+        a,
+        b,
+        comparison,
+        mode,
+        ..Operands::default()
+    };
+    if line.operand_count() > 3 {
+        return Err(line.unsupported());
+    }
+    let Some(result) = result else {
+        let (Reg::Predicate(d), Some(Reg::Predicate(q))) = line.pair(0)? else {
+            return Err(line.error("`setp` on pairs writes two predicates, `p|q`"));
+        };
+        let low = packed_rows!(ty, |[low, _]: [bool; 2]| low);
+        let high = packed_rows!(ty, |[_, high]: [bool; 2]| high);
+        let (Some(low), Some(high)) = (low, high) else {
+            return Err(line.unsupported());
+        };
+        line.step(low, Operands { d, ..operands });
+        return line.alu(high, Operands { d: q, ..operands }, Class::Integer, 0);
+    };
+    const fn ones(halves: [bool; 2], bits: u32) -> u32 {
+        (halves[0] as u32 * bits) | (halves[1] as u32 * bits) << 16
+    }
+    let row = match result {
+        // 1.0 in either type.
+        Type::F16x2 => packed_rows!(ty, |halves| ones(halves, 0x3c00)),
+        Type::Bf16x2 => packed_rows!(ty, |halves| ones(halves, 0x3f80)),
+        Type::U32 | Type::S32 => packed_rows!(ty, |halves| ones(halves, 0xffff)),
+        _ => None,
+    };
+    let row = row.ok_or_else(|| line.unsupported())?;
+    let d = line.d(0, result)?;
+    line.alu(row, Operands { d, ..operands }, Class::Integer, 0)
+}
+
 fn set(line: &mut Line<'_, '_, '_>) -> Decoded<()> {
     let find = |m: &str| {
         COMPARISONS
@@ -93,6 +158,9 @@ fn set(line: &mut Line<'_, '_, '_>) -> Decoded<()> {
         None
     };
     let ty = line.ty()?;
+    if ty.packed() == 2 {
+        return set_packed(line, comparison, ftz, result, ty);
+    }
     let row = match for_integer!(ty, T => comparison_row!(T, comparison)) {
         Some(row) => Some(row),
         None if ftz => for_float!(ty, T => row!(2, |a: T, b: T, o| {
@@ -141,6 +209,9 @@ fn set(line: &mut Line<'_, '_, '_>) -> Decoded<()> {
         let row = match result {
             Type::F32 => row!(1, |a: bool, _| if a { 1.0f32 } else { 0.0 }),
             Type::U32 | Type::S32 => row!(1, |a: bool, _| if a { u32::MAX } else { 0 }),
+            Type::U16 | Type::S16 => row!(1, |a: bool, _| if a { u16::MAX } else { 0 }),
+            Type::F16 => row!(1, |a: bool, _| f16::from_f32(f32::from(u8::from(a)))),
+            Type::Bf16 => row!(1, |a: bool, _| bf16::from_f32(f32::from(u8::from(a)))),
             _ => return Err(line.unsupported()),
         };
         let operands = Operands {
