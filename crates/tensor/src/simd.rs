@@ -7,7 +7,8 @@
 /// Partial sums of a reduction: four registers of eight, enough to hide the latency of an addition.
 const LANES: usize = 32;
 
-/// Runs `body`, compiled for this machine's vector instructions.
+/// Runs `body`, compiled for this machine's vector instructions. Mark the closure `#[inline(always)]`: one
+/// that the compiler keeps as a function is compiled for the baseline processor, many times slower.
 #[inline(always)]
 pub(crate) fn vectorize<R>(body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(body)

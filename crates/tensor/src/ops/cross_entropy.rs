@@ -17,14 +17,17 @@ pub fn forward(logits: &Tensor, targets: &Tensor) -> Result<f64> {
         .par_chunks(vocab)
         .zip(targets)
         .map(|(row, &target)| {
-            simd::vectorize(|| {
-                let max = simd::max(row);
-                let sum: f64 = row
-                    .chunks(BLOCK)
-                    .map(|block| f64::from(simd::sum_by(block, |x| simd::exp(x - max))))
-                    .sum();
-                f64::from(max) + sum.ln() - f64::from(row[target as usize])
-            })
+            simd::vectorize(
+                #[inline(always)]
+                || {
+                    let max = simd::max(row);
+                    let sum: f64 = row
+                        .chunks(BLOCK)
+                        .map(|block| f64::from(simd::sum_by(block, |x| simd::exp(x - max))))
+                        .sum();
+                    f64::from(max) + sum.ln() - f64::from(row[target as usize])
+                },
+            )
         })
         .collect();
     Ok(losses.iter().sum())
@@ -42,18 +45,21 @@ pub fn forward_backward(logits: &mut Tensor, targets: &Tensor, grad_scale: f32) 
         .par_chunks_mut(vocab)
         .zip(targets)
         .map(|(row, &target)| {
-            simd::vectorize(|| {
-                let max = simd::max(row);
-                let at_target = f64::from(row[target as usize]);
-                let sum: f64 = row
-                    .chunks_mut(BLOCK)
-                    .map(|block| f64::from(simd::exp_shifted(block, max)))
-                    .sum();
-                let factor = (f64::from(grad_scale) / sum) as f32;
-                row.iter_mut().for_each(|x| *x *= factor);
-                row[target as usize] -= grad_scale;
-                f64::from(max) + sum.ln() - at_target
-            })
+            simd::vectorize(
+                #[inline(always)]
+                || {
+                    let max = simd::max(row);
+                    let at_target = f64::from(row[target as usize]);
+                    let sum: f64 = row
+                        .chunks_mut(BLOCK)
+                        .map(|block| f64::from(simd::exp_shifted(block, max)))
+                        .sum();
+                    let factor = (f64::from(grad_scale) / sum) as f32;
+                    row.iter_mut().for_each(|x| *x *= factor);
+                    row[target as usize] -= grad_scale;
+                    f64::from(max) + sum.ln() - at_target
+                },
+            )
         })
         .collect();
     Ok(losses.iter().sum())

@@ -15,7 +15,10 @@ pub fn add_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
     parallel::for_each(
         y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)),
         |(y, x)| {
-            simd::vectorize(|| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
+            simd::vectorize(
+                #[inline(always)]
+                || y.iter_mut().zip(x).for_each(|(y, x)| *y += x),
+            );
         },
     );
     Ok(())
@@ -27,7 +30,10 @@ pub fn add_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
 /// When the tensor is not F32.
 pub fn scale(x: &mut Tensor, factor: f32) -> Result<()> {
     parallel::for_each(x.f32_mut("x")?.par_chunks_mut(CHUNK), |x| {
-        simd::vectorize(|| x.iter_mut().for_each(|x| *x *= factor));
+        simd::vectorize(
+            #[inline(always)]
+            || x.iter_mut().for_each(|x| *x *= factor),
+        );
     });
     Ok(())
 }
@@ -38,7 +44,12 @@ pub fn scale(x: &mut Tensor, factor: f32) -> Result<()> {
 /// When the tensor is not F32.
 pub fn find_nonfinite(x: &Tensor) -> Result<Option<usize>> {
     // A number times zero is zero; NaN and infinity give NaN, which survives the sum.
-    let clean = |chunk: &[f32]| simd::vectorize(|| simd::sum_by(chunk, |x| x * 0.0)) == 0.0;
+    let clean = |chunk: &[f32]| {
+        simd::vectorize(
+            #[inline(always)]
+            || simd::sum_by(chunk, |x| x * 0.0),
+        ) == 0.0
+    };
     Ok(x.f32("x")?
         .par_chunks(CHUNK)
         .enumerate()

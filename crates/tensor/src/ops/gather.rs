@@ -62,14 +62,17 @@ pub fn scatter_add_rows(dy: &Tensor, ids: &Tensor, dx: &mut Tensor) -> Result<()
     let index = ids.u32("ids")?;
     check::indices("ids", index, m)?;
     let (dy, dx) = (dy.f32("dy")?, dx.f32_mut("dx")?);
-    simd::vectorize(|| {
-        for (i, &id) in index.iter().enumerate() {
-            simd::axpy(
-                1.0,
-                &dy[i * width..][..width],
-                &mut dx[id as usize * width..][..width],
-            );
-        }
-    });
+    simd::vectorize(
+        #[inline(always)]
+        || {
+            for (i, &id) in index.iter().enumerate() {
+                simd::axpy(
+                    1.0,
+                    &dy[i * width..][..width],
+                    &mut dx[id as usize * width..][..width],
+                );
+            }
+        },
+    );
     Ok(())
 }

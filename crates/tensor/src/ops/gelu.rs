@@ -29,10 +29,13 @@ pub fn forward(x: &Tensor, kind: GeluKind) -> Result<Tensor> {
         .par_chunks_mut(CHUNK)
         .zip(x.f32("x")?.par_chunks(CHUNK));
     parallel::for_each(chunks, |(y, x)| {
-        simd::vectorize(|| match kind {
-            GeluKind::Tanh => y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * tanh_cdf(x)),
-            GeluKind::Erf => y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * erf_cdf(x)),
-        });
+        simd::vectorize(
+            #[inline(always)]
+            || match kind {
+                GeluKind::Tanh => y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * tanh_cdf(x)),
+                GeluKind::Erf => y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * erf_cdf(x)),
+            },
+        );
     });
     Ok(y)
 }
@@ -48,17 +51,20 @@ pub fn backward(mut dy: Tensor, x: &Tensor, kind: GeluKind) -> Result<Tensor> {
         .par_chunks_mut(CHUNK)
         .zip(x.f32("x")?.par_chunks(CHUNK));
     parallel::for_each(chunks, |(dy, x)| {
-        simd::vectorize(|| match kind {
-            GeluKind::Tanh => dy.iter_mut().zip(x).for_each(|(dy, &x)| {
-                let cdf = tanh_cdf(x);
-                let inner = 2.0 * SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
-                *dy *= cdf + x * cdf * (1.0 - cdf) * inner;
-            }),
-            GeluKind::Erf => dy.iter_mut().zip(x).for_each(|(dy, &x)| {
-                let density = 0.5 * SQRT_2_OVER_PI * simd::exp(-0.5 * x * x);
-                *dy *= erf_cdf(x) + x * density;
-            }),
-        });
+        simd::vectorize(
+            #[inline(always)]
+            || match kind {
+                GeluKind::Tanh => dy.iter_mut().zip(x).for_each(|(dy, &x)| {
+                    let cdf = tanh_cdf(x);
+                    let inner = 2.0 * SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
+                    *dy *= cdf + x * cdf * (1.0 - cdf) * inner;
+                }),
+                GeluKind::Erf => dy.iter_mut().zip(x).for_each(|(dy, &x)| {
+                    let density = 0.5 * SQRT_2_OVER_PI * simd::exp(-0.5 * x * x);
+                    *dy *= erf_cdf(x) + x * density;
+                }),
+            },
+        );
     });
     Ok(dy)
 }

@@ -33,13 +33,17 @@ pub fn forward(
         rstd.as_f32_mut()?.par_chunks_mut(rows),
     );
     parallel::for_each(chunks.into_par_iter(), |(x, mean, rstd)| {
-        simd::vectorize(|| {
-            for ((x, mean), rstd) in x.chunks_exact(width).zip(mean).zip(rstd) {
-                let average = simd::sum_by(x, |x| x) / width as f32;
-                let variance = simd::sum_by(x, |x| (x - average) * (x - average)) / width as f32;
-                (*mean, *rstd) = (average, 1.0 / (variance + eps).sqrt());
-            }
-        });
+        simd::vectorize(
+            #[inline(always)]
+            || {
+                for ((x, mean), rstd) in x.chunks_exact(width).zip(mean).zip(rstd) {
+                    let average = simd::sum_by(x, |x| x) / width as f32;
+                    let variance =
+                        simd::sum_by(x, |x| (x - average) * (x - average)) / width as f32;
+                    (*mean, *rstd) = (average, 1.0 / (variance + eps).sqrt());
+                }
+            },
+        );
     });
     let statistics = Statistics { mean, rstd };
     Ok((recompute(x, &statistics, weight, bias)?, statistics))
@@ -85,18 +89,21 @@ pub fn recompute(
         rstd.par_chunks(rows),
     );
     parallel::for_each(chunks.into_par_iter(), |(y, x, mean, rstd)| {
-        simd::vectorize(|| {
-            let rows = y
-                .chunks_exact_mut(width)
-                .zip(x.chunks_exact(width))
-                .zip(mean)
-                .zip(rstd);
-            for (((y, x), &mean), &rstd) in rows {
-                for (((y, &x), &weight), &bias) in y.iter_mut().zip(x).zip(weight).zip(bias) {
-                    *y = (x - mean) * rstd * weight + bias;
+        simd::vectorize(
+            #[inline(always)]
+            || {
+                let rows = y
+                    .chunks_exact_mut(width)
+                    .zip(x.chunks_exact(width))
+                    .zip(mean)
+                    .zip(rstd);
+                for (((y, x), &mean), &rstd) in rows {
+                    for (((y, &x), &weight), &bias) in y.iter_mut().zip(x).zip(weight).zip(bias) {
+                        *y = (x - mean) * rstd * weight + bias;
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     Ok(y)
 }
@@ -136,41 +143,47 @@ pub fn backward(
         rstd.par_chunks(rows),
     );
     parallel::for_each(chunks.into_par_iter(), |(dx, dy, x, mean, rstd)| {
-        simd::vectorize(|| {
-            let rows = dx
-                .chunks_exact_mut(width)
-                .zip(dy.chunks_exact(width))
-                .zip(x.chunks_exact(width));
-            for ((((dx, dy), x), &mean), &rstd) in rows.zip(mean).zip(rstd) {
-                let sum_g = simd::dot(dy, weight);
-                let mean_g = sum_g / width as f32;
-                let mean_gx = (simd::dot3(dy, weight, x) - mean * sum_g) * rstd / width as f32;
-                for (((dx, &dy), &x), &weight) in dx.iter_mut().zip(dy).zip(x).zip(weight) {
-                    *dx += rstd * (dy * weight - mean_g - (x - mean) * rstd * mean_gx);
+        simd::vectorize(
+            #[inline(always)]
+            || {
+                let rows = dx
+                    .chunks_exact_mut(width)
+                    .zip(dy.chunks_exact(width))
+                    .zip(x.chunks_exact(width));
+                for ((((dx, dy), x), &mean), &rstd) in rows.zip(mean).zip(rstd) {
+                    let sum_g = simd::dot(dy, weight);
+                    let mean_g = sum_g / width as f32;
+                    let mean_gx = (simd::dot3(dy, weight, x) - mean * sum_g) * rstd / width as f32;
+                    for (((dx, &dy), &x), &weight) in dx.iter_mut().zip(dy).zip(x).zip(weight) {
+                        *dx += rstd * (dy * weight - mean_g - (x - mean) * rstd * mean_gx);
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     if let Some(gradients) = gradients {
         gradients.weight.check_shape("weight gradient", &[width])?;
         gradients.bias.check_shape("bias gradient", &[width])?;
         let dweight = gradients.weight.f32_mut("weight gradient")?;
         let dbias = gradients.bias.f32_mut("bias gradient")?;
-        simd::vectorize(|| {
-            for (((dy, x), &mean), &rstd) in dy
-                .chunks_exact(width)
-                .zip(x.chunks_exact(width))
-                .zip(mean)
-                .zip(rstd)
-            {
-                dweight
-                    .iter_mut()
-                    .zip(dy)
-                    .zip(x)
-                    .for_each(|((dw, dy), x)| *dw += dy * (x - mean) * rstd);
-                simd::axpy(1.0, dy, dbias);
-            }
-        });
+        simd::vectorize(
+            #[inline(always)]
+            || {
+                for (((dy, x), &mean), &rstd) in dy
+                    .chunks_exact(width)
+                    .zip(x.chunks_exact(width))
+                    .zip(mean)
+                    .zip(rstd)
+                {
+                    dweight
+                        .iter_mut()
+                        .zip(dy)
+                        .zip(x)
+                        .for_each(|((dw, dy), x)| *dw += dy * (x - mean) * rstd);
+                    simd::axpy(1.0, dy, dbias);
+                }
+            },
+        );
     }
     Ok(())
 }

@@ -23,9 +23,9 @@ pub struct AdamWParam<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct AdamWHyper {
     /// Decay of `m`.
-    pub beta1: f32,
+    pub beta1: f64,
     /// Decay of `v`.
-    pub beta2: f32,
+    pub beta2: f64,
     /// Added to the denominator.
     pub eps: f32,
     /// The number of this step, from 1.
@@ -53,8 +53,10 @@ pub fn adamw(params: &mut [AdamWParam], hyper: AdamWHyper) -> Result<()> {
         grad_scale,
         ..
     } = hyper;
-    let correction = |beta: f32| 1.0 - f64::from(beta).powf(hyper.step as f64);
+    let correction = |beta: f64| 1.0 - beta.powf(hyper.step as f64);
     let inv_sqrt_correction2 = (1.0 / correction(beta2).sqrt()) as f32;
+    // 1 - 0.999 in f32 is wrong in the fifth digit.
+    let (new1, keep2, new2) = ((1.0 - beta1) as f32, beta2 as f32, (1.0 - beta2) as f32);
     for AdamWParam {
         param,
         grad,
@@ -76,14 +78,17 @@ pub fn adamw(params: &mut [AdamWParam], hyper: AdamWHyper) -> Result<()> {
             v.f32_mut("v")?.par_chunks_mut(CHUNK),
         );
         parallel::for_each(chunks.into_par_iter(), |(param, grad, m, v)| {
-            simd::vectorize(|| {
-                for (((p, &g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
-                    let g = g * grad_scale;
-                    *m += (1.0 - beta1) * (g - *m);
-                    *v = beta2 * *v + (1.0 - beta2) * g * g;
-                    *p = *p * decay - step_size * *m / (v.sqrt() * inv_sqrt_correction2 + eps);
-                }
-            });
+            simd::vectorize(
+                #[inline(always)]
+                || {
+                    for (((p, &g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
+                        let g = g * grad_scale;
+                        *m += new1 * (g - *m);
+                        *v = keep2 * *v + new2 * g * g;
+                        *p = *p * decay - step_size * *m / (v.sqrt() * inv_sqrt_correction2 + eps);
+                    }
+                },
+            );
         });
     }
     Ok(())

@@ -20,16 +20,19 @@ pub fn forward(x: &Tensor, weight: &Tensor, eps: f32) -> Result<(Tensor, Tensor)
         rstd.as_f32_mut()?.par_chunks_mut(rows),
     );
     parallel::for_each(chunks.into_par_iter(), |(y, x, rstd)| {
-        simd::vectorize(|| {
-            for ((y, x), rstd) in y
-                .chunks_exact_mut(width)
-                .zip(x.chunks_exact(width))
-                .zip(rstd)
-            {
-                *rstd = inverse_rms(x, eps);
-                normalise(x, *rstd, weight, y);
-            }
-        });
+        simd::vectorize(
+            #[inline(always)]
+            || {
+                for ((y, x), rstd) in y
+                    .chunks_exact_mut(width)
+                    .zip(x.chunks_exact(width))
+                    .zip(rstd)
+                {
+                    *rstd = inverse_rms(x, eps);
+                    normalise(x, *rstd, weight, y);
+                }
+            },
+        );
     });
     Ok((y, rstd))
 }
@@ -66,20 +69,23 @@ pub fn forward_add(
         rstd.as_f32_mut()?.par_chunks_mut(rows),
     );
     parallel::for_each(chunks.into_par_iter(), |(sum, y, residual, delta, rstd)| {
-        simd::vectorize(|| {
-            sum.iter_mut()
-                .zip(residual)
-                .zip(delta)
-                .for_each(|((sum, x), d)| *sum = x + d);
-            for ((y, x), rstd) in y
-                .chunks_exact_mut(width)
-                .zip(sum.chunks_exact(width))
-                .zip(rstd)
-            {
-                *rstd = inverse_rms(x, eps);
-                normalise(x, *rstd, weight, y);
-            }
-        });
+        simd::vectorize(
+            #[inline(always)]
+            || {
+                sum.iter_mut()
+                    .zip(residual)
+                    .zip(delta)
+                    .for_each(|((sum, x), d)| *sum = x + d);
+                for ((y, x), rstd) in y
+                    .chunks_exact_mut(width)
+                    .zip(sum.chunks_exact(width))
+                    .zip(rstd)
+                {
+                    *rstd = inverse_rms(x, eps);
+                    normalise(x, *rstd, weight, y);
+                }
+            },
+        );
     });
     Ok((sum, y, rstd))
 }
@@ -101,15 +107,18 @@ pub fn recompute(x: &Tensor, rstd: &Tensor, weight: &Tensor) -> Result<Tensor> {
         rstd.par_chunks(rows),
     );
     parallel::for_each(chunks.into_par_iter(), |(y, x, rstd)| {
-        simd::vectorize(|| {
-            for ((y, x), &rstd) in y
-                .chunks_exact_mut(width)
-                .zip(x.chunks_exact(width))
-                .zip(rstd)
-            {
-                normalise(x, rstd, weight, y);
-            }
-        });
+        simd::vectorize(
+            #[inline(always)]
+            || {
+                for ((y, x), &rstd) in y
+                    .chunks_exact_mut(width)
+                    .zip(x.chunks_exact(width))
+                    .zip(rstd)
+                {
+                    normalise(x, rstd, weight, y);
+                }
+            },
+        );
     });
     Ok(y)
 }
@@ -146,31 +155,38 @@ pub fn backward(
         rstd.par_chunks(rows),
     );
     parallel::for_each(chunks.into_par_iter(), |(dx, dy, x, rstd)| {
-        simd::vectorize(|| {
-            let rows = dx
-                .chunks_exact_mut(width)
-                .zip(dy.chunks_exact(width))
-                .zip(x.chunks_exact(width));
-            for (((dx, dy), x), &rstd) in rows.zip(rstd) {
-                let projection = simd::dot3(dy, weight, x) / width as f32 * rstd * rstd * rstd;
-                for (((dx, &dy), &x), &weight) in dx.iter_mut().zip(dy).zip(x).zip(weight) {
-                    *dx += rstd * dy * weight - x * projection;
+        simd::vectorize(
+            #[inline(always)]
+            || {
+                let rows = dx
+                    .chunks_exact_mut(width)
+                    .zip(dy.chunks_exact(width))
+                    .zip(x.chunks_exact(width));
+                for (((dx, dy), x), &rstd) in rows.zip(rstd) {
+                    let projection = simd::dot3(dy, weight, x) / width as f32 * rstd * rstd * rstd;
+                    for (((dx, &dy), &x), &weight) in dx.iter_mut().zip(dy).zip(x).zip(weight) {
+                        *dx += rstd * dy * weight - x * projection;
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     if let Some(dweight) = dweight {
         dweight.check_shape("dweight", &[width])?;
         let dweight = dweight.f32_mut("dweight")?;
-        simd::vectorize(|| {
-            for ((dy, x), &rstd) in dy.chunks_exact(width).zip(x.chunks_exact(width)).zip(rstd) {
-                dweight
-                    .iter_mut()
-                    .zip(dy)
-                    .zip(x)
-                    .for_each(|((dw, dy), x)| *dw += dy * x * rstd);
-            }
-        });
+        simd::vectorize(
+            #[inline(always)]
+            || {
+                for ((dy, x), &rstd) in dy.chunks_exact(width).zip(x.chunks_exact(width)).zip(rstd)
+                {
+                    dweight
+                        .iter_mut()
+                        .zip(dy)
+                        .zip(x)
+                        .for_each(|((dw, dy), x)| *dw += dy * x * rstd);
+                }
+            },
+        );
     }
     Ok(())
 }

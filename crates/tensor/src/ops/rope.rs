@@ -98,19 +98,22 @@ fn rotate(
         .par_chunks_mut(width * per_task)
         .zip(positions.par_chunks(per_task));
     parallel::for_each(chunks, |(rows, positions)| {
-        simd::vectorize(|| {
-            for (row, &position) in rows.chunks_exact_mut(width).zip(positions) {
-                let cos = &cos[position as usize * half..][..half];
-                let sin = &sin[position as usize * half..][..half];
-                for head in row.chunks_exact_mut(width / heads) {
-                    let (first, rest) = head.split_at_mut(half);
-                    for (((a, b), &cos), &sin) in first.iter_mut().zip(rest).zip(cos).zip(sin) {
-                        let sin = direction * sin;
-                        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+        simd::vectorize(
+            #[inline(always)]
+            || {
+                for (row, &position) in rows.chunks_exact_mut(width).zip(positions) {
+                    let cos = &cos[position as usize * half..][..half];
+                    let sin = &sin[position as usize * half..][..half];
+                    for head in row.chunks_exact_mut(width / heads) {
+                        let (first, rest) = head.split_at_mut(half);
+                        for (((a, b), &cos), &sin) in first.iter_mut().zip(rest).zip(cos).zip(sin) {
+                            let sin = direction * sin;
+                            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     });
     Ok(())
 }

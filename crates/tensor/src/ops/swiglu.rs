@@ -20,11 +20,14 @@ pub fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         up.par_chunks(CHUNK),
     );
     parallel::for_each(chunks.into_par_iter(), |(act, gate, up)| {
-        simd::vectorize(|| {
-            for ((act, &gate), &up) in act.iter_mut().zip(gate).zip(up) {
-                *act = gate * simd::sigmoid(gate) * up;
-            }
-        });
+        simd::vectorize(
+            #[inline(always)]
+            || {
+                for ((act, &gate), &up) in act.iter_mut().zip(gate).zip(up) {
+                    *act = gate * simd::sigmoid(gate) * up;
+                }
+            },
+        );
     });
     Ok(act)
 }
@@ -43,15 +46,18 @@ pub fn backward(dact: &Tensor, mut gate: Tensor, mut up: Tensor) -> Result<(Tens
         up.f32_mut("up")?.par_chunks_mut(CHUNK),
     );
     parallel::for_each(chunks.into_par_iter(), |(dact, gate, up)| {
-        simd::vectorize(|| {
-            for ((&dact, gate), up) in dact.iter().zip(gate).zip(up) {
-                let sigmoid = simd::sigmoid(*gate);
-                let silu = *gate * sigmoid;
-                let dup = dact * silu;
-                *gate = dact * *up * (sigmoid + silu * (1.0 - sigmoid));
-                *up = dup;
-            }
-        });
+        simd::vectorize(
+            #[inline(always)]
+            || {
+                for ((&dact, gate), up) in dact.iter().zip(gate).zip(up) {
+                    let sigmoid = simd::sigmoid(*gate);
+                    let silu = *gate * sigmoid;
+                    let dup = dact * silu;
+                    *gate = dact * *up * (sigmoid + silu * (1.0 - sigmoid));
+                    *up = dup;
+                }
+            },
+        );
     });
     Ok((gate, up))
 }

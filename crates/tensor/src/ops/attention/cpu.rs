@@ -108,23 +108,26 @@ impl ForwardTask<'_> {
                 q,
                 k.row_block(keys.clone()).transposed(),
             );
-            simd::vectorize(|| {
-                for (row, s) in scores.chunks_exact_mut(keys.len()).enumerate() {
-                    mask(s, &keys, first_position + row, config.window);
-                    let max = simd::max(s).max(largest[row]);
-                    if max == f32::NEG_INFINITY {
-                        // Nothing is visible yet: exponentials relative to -infinity would be NaN.
-                        s.fill(0.0);
-                        continue;
+            simd::vectorize(
+                #[inline(always)]
+                || {
+                    for (row, s) in scores.chunks_exact_mut(keys.len()).enumerate() {
+                        mask(s, &keys, first_position + row, config.window);
+                        let max = simd::max(s).max(largest[row]);
+                        if max == f32::NEG_INFINITY {
+                            // Nothing is visible yet: exponentials relative to -infinity would be NaN.
+                            s.fill(0.0);
+                            continue;
+                        }
+                        let correction = simd::exp(largest[row] - max);
+                        sums[row] = sums[row] * correction + simd::exp_shifted(s, max);
+                        largest[row] = max;
+                        if keys.start > visible.start {
+                            o.row_mut(row).iter_mut().for_each(|o| *o *= correction);
+                        }
                     }
-                    let correction = simd::exp(largest[row] - max);
-                    sums[row] = sums[row] * correction + simd::exp_shifted(s, max);
-                    largest[row] = max;
-                    if keys.start > visible.start {
-                        o.row_mut(row).iter_mut().for_each(|o| *o *= correction);
-                    }
-                }
-            });
+                },
+            );
             let write = if keys.start == visible.start {
                 Write::Replace
             } else {
@@ -284,21 +287,24 @@ impl BackwardTask<'_> {
                     d_o,
                     v.transposed(),
                 );
-                simd::vectorize(|| {
-                    let rows = p
-                        .chunks_exact_mut(keys.len())
-                        .zip(ds.chunks_exact_mut(keys.len()))
-                        .enumerate();
-                    for (row, (p, ds)) in rows {
-                        mask(p, &keys, first_position + row, window);
-                        let delta = simd::dot(d_o.row(row), o.row(row));
-                        let lse = lse.row(row)[head];
-                        for (p, ds) in p.iter_mut().zip(ds) {
-                            *p = simd::exp(*p - lse);
-                            *ds = *p * (*ds - delta);
+                simd::vectorize(
+                    #[inline(always)]
+                    || {
+                        let rows = p
+                            .chunks_exact_mut(keys.len())
+                            .zip(ds.chunks_exact_mut(keys.len()))
+                            .enumerate();
+                        for (row, (p, ds)) in rows {
+                            mask(p, &keys, first_position + row, window);
+                            let delta = simd::dot(d_o.row(row), o.row(row));
+                            let lse = lse.row(row)[head];
+                            for (p, ds) in p.iter_mut().zip(ds) {
+                                *p = simd::exp(*p - lse);
+                                *ds = *p * (*ds - delta);
+                            }
                         }
-                    }
-                });
+                    },
+                );
                 let p = Matrix::new(p, rows.len(), keys.len());
                 let ds = Matrix::new(ds, rows.len(), keys.len());
                 let write = if block == visible.start / KEY_BLOCK {

@@ -180,7 +180,10 @@ impl Term<'_> {
                 ((tokens.start + row) * in_features + columns.start) as u64,
                 update,
             );
-            simd::vectorize(|| simd::axpy(1.0, update, dx.matrix.row_mut(row)));
+            simd::vectorize(
+                #[inline(always)]
+                || simd::axpy(1.0, update, dx.matrix.row_mut(row)),
+            );
         }
         Ok(())
     }

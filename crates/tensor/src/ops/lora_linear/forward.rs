@@ -161,11 +161,14 @@ impl Task<'_> {
             );
         }
         if let Some(bias) = bias {
-            simd::vectorize(|| {
-                for row in 0..tokens.len() {
-                    simd::axpy(1.0, &bias[features.clone()], y.row_mut(row));
-                }
-            });
+            simd::vectorize(
+                #[inline(always)]
+                || {
+                    for row in 0..tokens.len() {
+                        simd::axpy(1.0, &bias[features.clone()], y.row_mut(row));
+                    }
+                },
+            );
         }
         Ok(())
     }
@@ -185,18 +188,21 @@ impl Task<'_> {
                     &*scratch
                 }
             };
-            simd::vectorize(|| {
-                for token in tokens.clone() {
-                    let mut sum = simd::dot(x.row(token), w);
-                    if let Some(Update { h, b, scaling }) = self.update {
-                        sum += scaling * simd::dot(h.row(token), b.row(feature));
+            simd::vectorize(
+                #[inline(always)]
+                || {
+                    for token in tokens.clone() {
+                        let mut sum = simd::dot(x.row(token), w);
+                        if let Some(Update { h, b, scaling }) = self.update {
+                            sum += scaling * simd::dot(h.row(token), b.row(feature));
+                        }
+                        if let Some(bias) = self.bias {
+                            sum += bias[feature];
+                        }
+                        self.y.matrix.row_mut(token - tokens.start)[column] = sum;
                     }
-                    if let Some(bias) = self.bias {
-                        sum += bias[feature];
-                    }
-                    self.y.matrix.row_mut(token - tokens.start)[column] = sum;
-                }
-            });
+                },
+            );
         }
         Ok(())
     }
