@@ -36,7 +36,6 @@
 //! over the memory of `memory`, and an [`observe::Observer`] watches: the checks and the counters
 //! are observers. What goes wrong is a [`Fault`].
 #![deny(missing_docs)]
-#![allow(dead_code, unused_imports)]
 
 pub mod arith;
 pub mod matrix;

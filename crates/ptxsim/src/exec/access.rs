@@ -274,7 +274,7 @@ impl<O: Observer> Block<'_, O> {
             }
         }
         if strong {
-            self.observer.strong(self.launch, acquire, false);
+            self.observer.acquiring(acquire);
         }
         Ok(())
     }
@@ -286,7 +286,7 @@ impl<O: Observer> Block<'_, O> {
             strong, release, ..
         } = store.ordering;
         if strong {
-            self.observer.strong(self.launch, false, release);
+            self.observer.releasing(release);
         }
         for located in locate(
             &self.warps[w].registers,
@@ -320,7 +320,7 @@ impl<O: Observer> Block<'_, O> {
         let Ordering {
             acquire, release, ..
         } = atomic.ordering;
-        self.observer.strong(self.launch, false, release);
+        self.observer.releasing(release);
         for located in locate(
             &self.warps[w].registers,
             atomic.space,
@@ -348,7 +348,7 @@ impl<O: Observer> Block<'_, O> {
                 }
             }
         }
-        self.observer.strong(self.launch, acquire, false);
+        self.observer.acquiring(acquire);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! A grid: checked, handed out block by block, its faults and figures brought together.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
@@ -26,8 +26,6 @@ pub(crate) struct Launch<'a> {
     /// Static and dynamic shared memory of a block, bytes.
     pub shared_bytes: u32,
     pub printed: Mutex<String>,
-    /// Ticks at every fence and strong access: orders what blocks do to each other.
-    pub time: AtomicU64,
 }
 
 impl Launch<'_> {
@@ -38,6 +36,10 @@ impl Launch<'_> {
 
     pub fn clusters(&self) -> u32 {
         self.config.grid.iter().product::<u32>() / self.config.cluster.iter().product::<u32>()
+    }
+
+    pub fn blocks(&self) -> u32 {
+        self.config.grid.iter().product()
     }
 
     /// A thread at an instruction, in words.
@@ -83,6 +85,13 @@ fn check(
     {
         return Err(format!(
             "the kernel requires blocks of {required:?} threads"
+        ));
+    }
+    if let Some(required) = program.required_cluster
+        && required != config.cluster
+    {
+        return Err(format!(
+            "the kernel requires clusters of {required:?} blocks"
         ));
     }
     let shared = u64::from(program.shared_bytes) + u64::from(config.shared_bytes);
@@ -155,7 +164,6 @@ pub(crate) fn run(
         arguments,
         shared_bytes: program.shared_bytes + config.shared_bytes,
         printed: Mutex::new(String::new()),
-        time: AtomicU64::new(1),
     };
     let watch = Watch::new(&launch);
     if watch.is_idle() {

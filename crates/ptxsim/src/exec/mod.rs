@@ -19,3 +19,4 @@ mod warp;
 mod wgmma;
 
 pub(crate) use launch::{Launch, run};
+pub(crate) use registers::lanes;

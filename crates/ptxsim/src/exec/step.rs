@@ -88,7 +88,7 @@ impl<O: Observer> Block<'_, O> {
             Op::Atomic(atomic) => self.atomic(w, site, atomic)?,
             Op::Fence { device } => {
                 if *device {
-                    self.observer.fence(self.launch, site);
+                    self.observer.fence();
                 }
             }
             Op::BranchIndexed { index, targets } => {
@@ -365,5 +365,7 @@ impl<O: Observer> Block<'_, O> {
         let base = lane * self.program.local_bytes as usize;
         let (from, to, bytes) = (base + from as usize, base + to as usize, bytes as usize);
         self.warps[w].local.copy_within(from..from + bytes, to);
+        self.observer
+            .local_written(w as u32, lane, (to - base) as u64, bytes as u32);
     }
 }

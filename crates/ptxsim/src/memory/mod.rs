@@ -8,7 +8,7 @@
 
 mod device;
 
-pub(crate) use device::{AddressError, Allocation, DeviceMemory, Snapshot};
+pub(crate) use device::{AddressError, DeviceMemory, Snapshot};
 
 use std::fmt;
 

@@ -44,3 +44,51 @@ pub struct Counters {
     /// Asynchronous copies issued.
     pub async_copies: u64,
 }
+
+impl Counters {
+    /// Adds the figures of one block.
+    pub(super) fn add(&mut self, block: &Counters) {
+        let Counters {
+            instructions,
+            thread_instructions,
+            integer_instructions,
+            float_instructions,
+            matrix_instructions,
+            memory_instructions,
+            control_instructions,
+            divergent_branches,
+            tensor_flops,
+            flops,
+            global_read_bytes,
+            global_write_bytes,
+            global_read_sectors,
+            global_write_sectors,
+            unique_read_bytes,
+            unique_write_bytes,
+            shared_accesses,
+            bank_conflicts,
+            barriers,
+            async_copies,
+        } = block;
+        self.instructions += instructions;
+        self.thread_instructions += thread_instructions;
+        self.integer_instructions += integer_instructions;
+        self.float_instructions += float_instructions;
+        self.matrix_instructions += matrix_instructions;
+        self.memory_instructions += memory_instructions;
+        self.control_instructions += control_instructions;
+        self.divergent_branches += divergent_branches;
+        self.tensor_flops += tensor_flops;
+        self.flops += flops;
+        self.global_read_bytes += global_read_bytes;
+        self.global_write_bytes += global_write_bytes;
+        self.global_read_sectors += global_read_sectors;
+        self.global_write_sectors += global_write_sectors;
+        self.unique_read_bytes += unique_read_bytes;
+        self.unique_write_bytes += unique_write_bytes;
+        self.shared_accesses += shared_accesses;
+        self.bank_conflicts += bank_conflicts;
+        self.barriers += barriers;
+        self.async_copies += async_copies;
+    }
+}

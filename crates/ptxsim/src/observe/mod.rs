@@ -6,13 +6,12 @@
 mod checks;
 mod counters;
 mod observer;
+mod traffic;
 mod watcher;
 
 pub use counters::Counters;
 pub(crate) use observer::{MemoryEvent, Observer, Site, Verdict, Violation};
 pub(crate) use watcher::{Watch, Watcher};
-
-use crate::report::FaultKind;
 
 /// Which checks a launch runs.
 ///

@@ -93,11 +93,17 @@ pub(crate) trait Observer {
     /// The lanes of one warp waited for each other.
     fn warp_synchronized(&mut self, _warp: u32) {}
 
-    /// A fence of device scope.
-    fn fence(&mut self, _launch: &Launch<'_>, _site: &Site) {}
+    /// The engine itself wrote to a thread's local memory: arguments and results of calls.
+    fn local_written(&mut self, _warp: u32, _lane: usize, _address: u64, _bytes: u32) {}
 
-    /// A strong access: its part in ordering what other blocks do.
-    fn strong(&mut self, _launch: &Launch<'_>, _acquire: bool, _release: bool) {}
+    /// A fence of device scope.
+    fn fence(&mut self) {}
+
+    /// A strong write follows; `release` where it has that order itself.
+    fn releasing(&mut self, _release: bool) {}
+
+    /// A strong read has been made; `acquire` where it has that order itself.
+    fn acquiring(&mut self, _acquire: bool) {}
 }
 
 /// Watches nothing.

@@ -141,14 +141,6 @@ pub(crate) struct Atomic {
     pub ordering: Ordering,
 }
 
-/// Bytes copied from one place in local memory to another: arguments and results of calls.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct LocalCopy {
-    pub from: u32,
-    pub to: u32,
-    pub bytes: u32,
-}
-
 /// A function as a caller must know it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct CallTarget {
@@ -219,7 +211,6 @@ pub(crate) struct Shuffle {
     pub a: Slot,
     pub b: Slot,
     pub c: Slot,
-    pub mask: Slot,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -46,7 +46,6 @@ fn shuffle(line: &mut Line<'_, '_, '_>) -> Decoded<(WarpOp, usize)> {
         a: line.src(1, Type::B32)?,
         b: line.src(2, Type::U32)?,
         c: line.src(3, Type::U32)?,
-        mask: line.src(4, Type::B32)?,
     };
     Ok((WarpOp::Shuffle(shuffle), 4))
 }
