@@ -60,6 +60,21 @@ fn bulk_copies_arrive_when_they_are_waited_for() {
 }
 
 #[test]
+fn copies_arrive_at_a_barrier_when_they_land() {
+    let x = ramp(512);
+    let reversed: Vec<f32> = (0..512)
+        .map(|i| 2.0 * x[i / 256 * 256 + 255 - i % 256])
+        .collect();
+    for name in ["copy_arrive_counted", "copy_arrive_uncounted"] {
+        for seed in 0..4 {
+            let y = bulk(name, &x, seed).unwrap_or_else(|f| panic!("{f}"));
+            assert_eq!(y, reversed, "{name}");
+        }
+    }
+    assert!(shows(bulk("copy_arrive_no_wait", &x, 0), &reversed));
+}
+
+#[test]
 fn one_thread_may_fence_for_those_it_waited_for() {
     let x = ramp(256);
     let doubled: Vec<f32> = x.iter().map(|x| 2.0 * x).collect();

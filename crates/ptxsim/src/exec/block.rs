@@ -88,6 +88,7 @@ impl<'l, O: Observer> Block<'l, O> {
                 local: vec![0; 32 * program.local_bytes as usize],
                 copies: Copies::default(),
                 stores: Stores::default(),
+                arrivals: Vec::new(),
                 products: Products::default(),
                 cluster_phase: [0; 32],
             }

@@ -7,7 +7,7 @@ use super::cluster::is_remote;
 use super::registers::{first_lane, lanes};
 use super::step::Flow;
 use crate::observe::{Observer, Site};
-use crate::program::{MbarrierOp, MbarrierOperation, MbarrierPhase};
+use crate::program::{MbarrierOp, MbarrierOperation, MbarrierPhase, Reg};
 use crate::report::{AccessKind, Fault, FaultKind, Space};
 
 /// The most arrivals, and the most bytes, that a phase can wait for.
@@ -94,6 +94,14 @@ impl Mbarrier {
         })
     }
 
+    /// One more arrival that the current phase waits for.
+    pub fn one_more(self) -> Option<Mbarrier> {
+        (self.pending < LIMIT).then_some(Mbarrier {
+            pending: self.pending + 1,
+            ..self
+        })
+    }
+
     /// The next phase, when nothing is missing from this one.
     fn advanced(self) -> Mbarrier {
         match (self.pending, self.bytes) {
@@ -105,6 +113,13 @@ impl Mbarrier {
             _ => self,
         }
     }
+}
+
+/// An arrival that follows the copies of its lane.
+pub(super) struct Arrival {
+    lane: usize,
+    barrier: u64,
+    pc: u32,
 }
 
 impl<O: Observer> Block<'_, O> {
@@ -163,7 +178,9 @@ impl<O: Observer> Block<'_, O> {
             lanes(located.mask).any(|lane| {
                 let address = located.addresses[lane];
                 let loads = &self.cluster.loads[self.rank as usize];
-                loads.iter().any(|load| u64::from(load.barrier) == address)
+                let mut arrivals = self.warps.iter().flat_map(|warp| &warp.arrivals);
+                arrivals.any(|arrival| arrival.barrier == address)
+                    || loads.iter().any(|load| u64::from(load.barrier) == address)
                     || self
                         .read_mbarrier(address)
                         .is_none_or(|barrier| barrier.has_completed(self.parity(w, lane, phase)))
@@ -197,6 +214,7 @@ impl<O: Observer> Block<'_, O> {
             let parity = self.parity(w, lane, phase);
             let mut barrier = self.initialized(site, lane, addresses[lane])?;
             if !barrier.has_completed(parity) {
+                self.land_arrivals(addresses[lane])?;
                 self.land_loads(site, lane, addresses[lane] as u32)?;
                 barrier = self.initialized(site, lane, addresses[lane])?;
             }
@@ -212,6 +230,28 @@ impl<O: Observer> Block<'_, O> {
             self.observer.mbarrier_waited(&site, addresses[lane]);
         }
         Ok(completed)
+    }
+
+    /// Lands the copies whose threads arrive at the barrier after them, and the arrivals.
+    fn land_arrivals(&mut self, barrier: u64) -> Result<(), Fault> {
+        for w in 0..self.warps.len() {
+            let arrivals = std::mem::take(&mut self.warps[w].arrivals);
+            let (landing, waiting) = arrivals.into_iter().partition(|a| a.barrier == barrier);
+            self.warps[w].arrivals = waiting;
+            let landing: Vec<Arrival> = landing;
+            for Arrival { lane, pc, .. } in landing {
+                let site = self.site(w, pc, 1 << lane);
+                self.wait_for_copies(w, &site, None);
+                let operation = MbarrierOperation::Arrive {
+                    state: Reg::Sink,
+                    count: None,
+                    bytes: None,
+                    drop: false,
+                };
+                self.update_mbarrier(w, &site, lane, barrier, &operation)?;
+            }
+        }
+        Ok(())
     }
 
     fn read_mbarrier(&self, address: u64) -> Option<Mbarrier> {
@@ -280,6 +320,20 @@ impl<O: Observer> Block<'_, O> {
                     updated,
                     "more arrivals at an mbarrier than its phase waits for",
                 )
+            }
+            MbarrierOperation::ArriveAfterCopies { counted } => {
+                let barrier = self.initialized(site, lane, address)?;
+                self.warps[w].arrivals.push(Arrival {
+                    lane,
+                    barrier: address,
+                    pc: site.pc,
+                });
+                let updated = if counted {
+                    Some(barrier)
+                } else {
+                    barrier.one_more()
+                };
+                (updated, "an mbarrier waits for 1 to 2^20 - 1 arrivals")
             }
             // Waits change nothing.
             MbarrierOperation::Wait { .. } => return Ok(()),

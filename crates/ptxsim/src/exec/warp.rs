@@ -6,6 +6,7 @@
 
 use super::bulk::Stores;
 use super::copies::Copies;
+use super::mbarrier::Arrival;
 use super::registers::Registers;
 use super::wgmma::Products;
 
@@ -56,6 +57,8 @@ pub(super) struct Warp {
     pub local: Vec<u8>,
     pub copies: Copies,
     pub stores: Stores,
+    /// Arrivals at mbarriers that wait for copies.
+    pub arrivals: Vec<Arrival>,
     pub products: Products,
     /// Phases of the cluster's barrier that must have completed before each lane goes on.
     pub cluster_phase: [u64; 32],

@@ -30,6 +30,11 @@ pub(crate) enum MbarrierOperation {
         bytes: Option<Slot>,
         drop: bool,
     },
+    /// `cp.async.mbarrier.arrive`: an arrival once the thread's copies have landed.
+    ArriveAfterCopies {
+        /// `.noinc`: the arrival is one that the phase waits for already.
+        counted: bool,
+    },
     Wait {
         done: Slot,
         phase: MbarrierPhase,

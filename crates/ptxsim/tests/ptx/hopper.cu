@@ -48,6 +48,32 @@ extern "C" __global__ void bulk_copy_no_fence(const float *x, float *y) { bulk<n
 extern "C" __global__ void bulk_copy_no_store_wait(const float *x, float *y) { bulk<no_store_wait>(x, y); }
 extern "C" __global__ void bulk_copy_no_expect(const float *x, float *y) { bulk<no_expect>(x, y); }
 
+// ---- cp.async whose landing is an arrival at an mbarrier ----
+
+template <Defect defect, bool counted> __device__ void copy_arrive(const float *x, float *y) {
+    __shared__ alignas(16) float tile[256];
+    __shared__ Barrier full;
+    if (threadIdx.x == 0) barrier_init(&full, counted ? 64 : 1);
+    __syncthreads();
+    if (threadIdx.x < 64) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(&tile[4 * threadIdx.x])),
+                     "l"(x + 256 * blockIdx.x + 4 * threadIdx.x)
+                     : "memory");
+        if (counted)
+            asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(&full)) : "memory");
+        else
+            asm volatile("cp.async.mbarrier.arrive.shared::cta.b64 [%0];" ::"r"(shared_address(&full)) : "memory");
+    }
+    __syncthreads();
+    if (!counted && threadIdx.x == 0) barrier_arrive(&full);
+    if (defect != no_wait) barrier_wait(&full, 0);
+    y[256 * blockIdx.x + threadIdx.x] = 2 * tile[255 - threadIdx.x];
+}
+
+extern "C" __global__ void copy_arrive_counted(const float *x, float *y) { copy_arrive<none, true>(x, y); }
+extern "C" __global__ void copy_arrive_uncounted(const float *x, float *y) { copy_arrive<none, false>(x, y); }
+extern "C" __global__ void copy_arrive_no_wait(const float *x, float *y) { copy_arrive<no_wait, true>(x, y); }
+
 // ---- tensor copies: a box of 64 bf16 x 8 rows, swizzled by 128 bytes, in and out ----
 
 extern "C" __global__ void tensor_copy(const __grid_constant__ TensorMap from, const __grid_constant__ TensorMap to,

@@ -82,3 +82,24 @@ fn wait(line: &mut Line<'_, '_, '_>, blocking: bool) -> Decoded<MbarrierOperatio
         blocking,
     })
 }
+
+/// 9.7.13.15.13 `cp.async.mbarrier.arrive`; `async` is taken.
+pub(super) fn arrive_after_copies(line: &mut Line<'_, '_, '_>) -> Decoded<()> {
+    line.flag("mbarrier");
+    if !line.flag("arrive") {
+        return Err(line.unsupported());
+    }
+    let counted = line.flag("noinc");
+    let space = memory::space(line);
+    if line.ty()? != Type::B64 {
+        return Err(line.unsupported());
+    }
+    let (space, address) = memory::address(line, 0, space)?;
+    let operation = MbarrierOperation::ArriveAfterCopies { counted };
+    let mbarrier = MbarrierOp {
+        space,
+        address,
+        operation,
+    };
+    line.emit(Op::Mbarrier(Box::new(mbarrier)), Class::Synchronization, 0)
+}

@@ -337,7 +337,10 @@ fn copy(line: &mut Line<'_, '_, '_>) -> Decoded<()> {
         line.flag("bulk");
         return bulk::decode(line);
     }
-    if !line.flag("async") || line.has("mbarrier") {
+    if line.has("mbarrier") && line.flag("async") {
+        return mbarrier::arrive_after_copies(line);
+    }
+    if !line.flag("async") {
         return Err(line.unsupported());
     }
     if line.flag("commit_group") {
