@@ -353,6 +353,9 @@ fn missing_lanes() {
     assert_eq!((*arrived, *expected), (0xffff, u32::MAX));
     case.config.block = [32, 1, 1];
     case.innocent(&body("0xffff"));
+    // A mask that leaves out lanes that execute it.
+    let fault = case.fault("shfl.sync.bfly.b32 %r5, %r1, 1, 31, 0xffff;");
+    assert!(matches!(&*fault.kind, FaultKind::Undefined(_)), "{fault}");
     // Lanes that come by another way are waited for.
     case.innocent(
         "setp.ge.u32 %p1, %r1, 16; @%p1 bra join; add.u32 %r6, %r1, 1;

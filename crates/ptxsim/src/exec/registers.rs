@@ -37,7 +37,7 @@ pub(crate) struct RegisterCounts {
     pub predicates: u32,
 }
 
-/// The registers of one warp: up to 32 bits in `words` (narrow ones zero-extended), 64 bits in
+/// The registers of one warp: up to 32 bits in `words` (narrow ones in the low bits), 64 bits in
 /// `wides`, predicates as one bit per lane.
 pub(crate) struct Registers {
     words: Vec<Row<u32>>,
@@ -49,8 +49,9 @@ pub(crate) struct Registers {
 impl Registers {
     pub fn new(counts: RegisterCounts, constants: Arc<Constants>) -> Registers {
         Registers {
-            words: vec![[0; 32]; counts.words as usize],
-            wides: vec![[0; 32]; counts.wides as usize],
+            // What nobody has set is a NaN, not a zero that happens to be right.
+            words: vec![[u32::MAX; 32]; counts.words as usize],
+            wides: vec![[u64::MAX; 32]; counts.wides as usize],
             predicates: vec![0; counts.predicates as usize],
             constants,
         }

@@ -71,6 +71,11 @@ impl<O: Observer> Block<'_, O> {
                 if needed & !active != 0 && !forced {
                     return Ok(Flow::Park);
                 }
+                let left_out = active & !needed;
+                if left_out != 0 && self.launch.config.checks.missing_lanes {
+                    let what = format!("a lane that its own mask, {needed:#010x}, leaves out");
+                    return Err(self.fault(site, first_lane(left_out), FaultKind::Undefined(what)));
+                }
                 self.collective(w, site, needed & active, op);
             }
             Op::ActiveMask { d } => {
@@ -218,7 +223,7 @@ impl<O: Observer> Block<'_, O> {
             if let Reg::Word(slot, _) = part {
                 let values = registers.word(*slot);
                 for (whole, value) in whole.iter_mut().zip(values) {
-                    *whole |= u64::from(*value) << (bits * index as u32);
+                    *whole |= (u64::from(*value) & ((1 << bits) - 1)) << (bits * index as u32);
                 }
             }
         }
