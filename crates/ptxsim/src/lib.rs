@@ -33,7 +33,7 @@
 //!
 //! The way through the crate: [`syntax`] reads text into a tree, `program` decodes the tree into a
 //! dense list of instructions, `exec` runs it with the pure functions of [`arith`] and [`matrix`]
-//! over the memory of `memory`, and an [`observe::Observer`] watches: the checks and the counters
+//! over the memory of `memory`, and an `Observer` watches: the checks and the counters
 //! are observers. What goes wrong is a [`Fault`].
 #![deny(missing_docs)]
 
