@@ -256,7 +256,7 @@ impl<'a> ConfigJson<'a> {
                 )));
             }
         };
-        if !(theta > 0.0) {
+        if theta <= 0.0 {
             return Err(Error::config("`rope_theta` must be positive"));
         }
         Ok(Rope { theta, scaling })

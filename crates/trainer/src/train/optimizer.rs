@@ -86,8 +86,8 @@ impl Optimizer {
             });
         }
         let hyper = AdamWHyper {
-            beta1: settings.adam_beta1 as f32,
-            beta2: settings.adam_beta2 as f32,
+            beta1: settings.adam_beta1,
+            beta2: settings.adam_beta2,
             eps: settings.adam_epsilon as f32,
             step: self.step,
             grad_scale: clip as f32,

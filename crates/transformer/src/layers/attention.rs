@@ -110,7 +110,10 @@ impl Attention {
         Ok(y.y)
     }
 
-    #[allow(clippy::type_complexity)]
+    #[expect(
+        clippy::type_complexity,
+        reason = "three outputs and their low-rank activations"
+    )]
     fn project(
         &self,
         x: &Tensor,
@@ -125,6 +128,10 @@ impl Attention {
     }
 
     /// From the output's gradient to the input's, unless `need_dx` is false.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a backward pass reads what each of its parts saved"
+    )]
     pub fn backward(
         &self,
         dy: &Tensor,
