@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 pub enum LrScheduler {
     /// Stays at its peak.
-    #[value(alias = "constant_with_warmup")]
+    #[value(alias = "constant_with_warmup", help = None::<&str>)]
     Constant,
+    #[value(help = None::<&str>)]
     /// Falls in a straight line to 0 at the last step.
     Linear,
+    #[value(help = None::<&str>)]
     /// Falls along half a cosine to 0 at the last step.
     Cosine,
 }

@@ -54,7 +54,7 @@ fn flags_of(file: &Path) -> anyhow::Result<Vec<OsString>> {
     let table: toml::Table = toml::from_str(&text).map_err(|error| {
         let line = error
             .span()
-            .map_or(1, |span| text[..span.start].lines().count().max(1));
+            .map_or(1, |span| text[..span.start].matches('\n').count() + 1);
         mistake!("{}, line {line}: {}", file.display(), error.message())
     })?;
     let known = known_keys()?;

@@ -25,6 +25,7 @@ use crate::data::FieldNames;
 #[command(
     name = "fuselora",
     version,
+    disable_help_flag = true,
     disable_help_subcommand = true,
     subcommand_required = true
 )]
@@ -32,6 +33,10 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// Print help
+    // The short form, one line a flag, whether asked by -h or --help.
+    #[arg(short, long, global = true, action = clap::ArgAction::HelpShort)]
+    help: Option<bool>,
 }
 
 /// The commands.
@@ -65,11 +70,11 @@ pub struct RowArgs {
     #[arg(long, value_name = "NAME")]
     pub completion_field: Option<String>,
     /// Learn completions only; `=false`: prompts too
-    #[arg(long, alias = "completion-only-loss", value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true,
+    #[arg(long, alias = "completion-only-loss", value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = true,
         default_missing_value = "true", num_args = 0..=1, require_equals = true)]
     pub mask_prompt: bool,
     /// Plain text even where the model has a chat template
-    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = false,
+    #[arg(long, value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = false,
         default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_default_value = true)]
     pub no_chat_template: bool,
     /// Longer rows keep their beginning
@@ -95,7 +100,7 @@ pub struct MachineArgs {
     /// cpu, cuda, cuda:1, sim
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: DeviceArg,
-    /// Precision of activations
-    #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
+    /// Precision of activations: f32, bf16, f16
+    #[arg(long, value_name = "DTYPE", hide_possible_values = true, value_enum, default_value_t = DtypeArg::F32)]
     pub dtype: DtypeArg,
 }

@@ -42,7 +42,7 @@ pub struct TrainConfig {
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// Continue from the last checkpoint in the output folder
-    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = false,
+    #[arg(long, value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = false,
         default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_default_value = true)]
     #[serde(skip)]
     pub resume: bool,
@@ -66,8 +66,8 @@ pub struct TrainConfig {
     #[command(flatten)]
     #[serde(flatten)]
     pub intervals: IntervalArgs,
-    /// Recompute each block in backward instead of keeping its activations
-    #[arg(long, help_heading = "Machine", alias = "grad-checkpoint", value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = false,
+    /// Recompute blocks in backward: less memory, more time
+    #[arg(long, help_heading = "Machine", alias = "grad-checkpoint", value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = false,
         default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_default_value = true)]
     pub gradient_checkpointing: bool,
     /// Where and in which precision to compute.
@@ -91,7 +91,7 @@ pub struct LoraArgs {
     #[arg(long, alias = "dropout", value_name = "F", default_value_t = 0.0, value_parser = share)]
     pub lora_dropout: f64,
     /// Scale by alpha / sqrt(rank) instead
-    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = false,
+    #[arg(long, value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = false,
         default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_default_value = true)]
     pub use_rslora: bool,
     /// all-linear, names such as q_proj,v_proj, or a regex
@@ -119,8 +119,8 @@ pub struct OptimizationArgs {
     /// Peak learning rate
     #[arg(long, value_name = "F", default_value_t = 2e-4, value_parser = positive)]
     pub learning_rate: f64,
-    /// Its course after warm-up
-    #[arg(long, alias = "lr-scheduler-type", value_enum, default_value_t = LrScheduler::Linear)]
+    /// constant, linear or cosine, after warm-up
+    #[arg(long, alias = "lr-scheduler-type", value_name = "NAME", hide_possible_values = true, value_enum, default_value_t = LrScheduler::Linear)]
     pub lr_scheduler: LrScheduler,
     /// Steps of linear warm-up
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -144,7 +144,7 @@ pub struct OptimizationArgs {
     #[arg(long, value_name = "F", default_value_t = 1e-8, value_parser = positive)]
     pub adam_epsilon: f64,
     /// Rows in file order
-    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = false,
+    #[arg(long, value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = false,
         default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_default_value = true)]
     pub no_shuffle: bool,
     /// Of order, initialization and dropout
