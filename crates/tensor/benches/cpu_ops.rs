@@ -183,7 +183,7 @@ fn product(y: &mut [f32], x: &[f32], m: &[f32], [rows, columns, depth]: [usize; 
 fn fastest<const N: usize>(mut bodies: [&mut dyn FnMut(); N]) -> [Duration; N] {
     let mut best = [Duration::MAX; N];
     let start = Instant::now();
-    while start.elapsed() < Duration::from_millis(700) {
+    while start.elapsed() < Duration::from_millis(1500) {
         for (best, body) in best.iter_mut().zip(&mut bodies) {
             let start = Instant::now();
             body();
@@ -194,15 +194,15 @@ fn fastest<const N: usize>(mut bodies: [&mut dyn FnMut(); N]) -> [Duration; N] {
 }
 
 fn compare(layers: &mut [Layer]) {
-    const N: usize = 1024;
+    const N: usize = 512;
     let (x, m, mut y) = (vec![0.5; N * N], vec![0.25; N * N], vec![0.0; N * N]);
-    let [peak] = fastest([&mut || product(&mut y, &x, &m, [N, N, N])]);
     let rate = |flops: f64, time: Duration| flops / time.as_secs_f64() / 1e9;
-    let peak = rate(2.0 * (N * N * N) as f64, peak);
-    println!("\ngemm of {N} x {N} x {N} on all cores: {peak:.0} GFLOP/s");
+    println!(
+        "\npeak: the gemm crate on {N} x {N} x {N} on all cores, timed in turn with each layer"
+    );
     println!("(shares count the frozen product alone: the update's arithmetic is overhead)\n");
     println!(
-        "layer                  | unfused ms | fused ms | ratio | share of peak | backward ms | share of peak"
+        "layer                  | unfused ms | fused ms | ratio | peak GFLOP/s | forward share | backward ms | backward share"
     );
     for layer in layers {
         let h = lora_linear::forward(&layer.x, &[layer.projection()])
@@ -210,14 +210,17 @@ fn compare(layers: &mut [Layer]) {
             .remove(0)
             .h
             .unwrap();
-        let [unfused, fused] = fastest([&mut || drop(black_box(layer.unfused())), &mut || {
-            drop(black_box(layer.fused()))
-        }]);
+        let [peak, unfused, fused] = fastest([
+            &mut || product(&mut y, &x, &m, [N, N, N]),
+            &mut || drop(black_box(layer.unfused())),
+            &mut || drop(black_box(layer.fused())),
+        ]);
         let [backward] = fastest([&mut || drop(black_box(layer.backward(&h)))]);
+        let peak = rate(2.0 * (N * N * N) as f64, peak);
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let share = |time: Duration| 100.0 * rate(layer.flops(), time) / peak;
         println!(
-            "{:<22} | {:>10.3} | {:>8.3} | {:>5.2} | {:>11.0} % | {:>11.3} | {:>11.0} %",
+            "{:<22} | {:>10.3} | {:>8.3} | {:>5.2} | {peak:>12.0} | {:>11.0} % | {:>11.3} | {:>12.0} %",
             layer.name,
             ms(unfused),
             ms(fused),

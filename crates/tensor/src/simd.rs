@@ -53,32 +53,25 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// Folds `f(i)` for `i` in `0..len` with `combine`, lane by lane.
+/// Folds the elements of `x` into lanes that begin at `start`, and the lanes with `combine`.
 #[inline(always)]
 fn fold(
-    len: usize,
+    x: &[f32],
     start: f32,
-    f: impl Fn(usize) -> f32,
+    step: impl Fn(f32, f32) -> f32,
     combine: impl Fn(f32, f32) -> f32,
 ) -> f32 {
     let mut lanes = [start; LANES];
-    let whole = len - len % LANES;
-    for base in (0..whole).step_by(LANES) {
-        for (lane, value) in lanes.iter_mut().enumerate() {
-            *value = combine(*value, f(base + lane));
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] = step(lanes[lane], chunk[lane]);
         }
     }
-    for (lane, index) in (whole..len).enumerate() {
-        lanes[lane] = combine(lanes[lane], f(index));
+    for (lane, &x) in rest.iter().enumerate() {
+        lanes[lane] = step(lanes[lane], x);
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] = combine(lanes[lane], lanes[lane + width]);
-        }
-        width /= 2;
-    }
-    lanes[0]
+    combine_lanes(lanes, combine)
 }
 
 /// Σ x·y.
@@ -103,24 +96,82 @@ pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
 #[inline(always)]
 pub(crate) fn dot3(x: &[f32], y: &[f32], z: &[f32]) -> f32 {
     let (y, z) = (&y[..x.len()], &z[..x.len()]);
-    fold(x.len(), 0.0, |i| x[i] * y[i] * z[i], |a, b| a + b)
+    let mut lanes = [0.0f32; LANES];
+    let (x_chunks, x_rest) = x.as_chunks::<LANES>();
+    let (y_chunks, y_rest) = y.as_chunks::<LANES>();
+    let (z_chunks, z_rest) = z.as_chunks::<LANES>();
+    for ((x, y), z) in x_chunks.iter().zip(y_chunks).zip(z_chunks) {
+        for lane in 0..LANES {
+            lanes[lane] = (x[lane] * y[lane]).mul_add(z[lane], lanes[lane]);
+        }
+    }
+    for (lane, ((x, y), z)) in x_rest.iter().zip(y_rest).zip(z_rest).enumerate() {
+        lanes[lane] = (x * y).mul_add(*z, lanes[lane]);
+    }
+    sum_lanes(lanes)
 }
 
-/// Σ f(x).
+/// Σ x.
 #[inline(always)]
-pub(crate) fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    fold(x.len(), 0.0, |i| f(x[i]), |a, b| a + b)
+pub(crate) fn sum(x: &[f32]) -> f32 {
+    fold(
+        x,
+        0.0,
+        #[inline(always)]
+        |sum, x| sum + x,
+        #[inline(always)]
+        |a, b| a + b,
+    )
+}
+
+/// Σ (x - shift)².
+#[inline(always)]
+pub(crate) fn sum_of_squares(x: &[f32], shift: f32) -> f32 {
+    fold(
+        x,
+        0.0,
+        #[inline(always)]
+        |sum, x| (x - shift).mul_add(x - shift, sum),
+        #[inline(always)]
+        |a, b| a + b,
+    )
+}
+
+/// Σ e^(x - shift).
+#[inline(always)]
+pub(crate) fn sum_exp_shifted(x: &[f32], shift: f32) -> f32 {
+    fold(
+        x,
+        0.0,
+        #[inline(always)]
+        |sum, x| sum + exp(x - shift),
+        #[inline(always)]
+        |a, b| a + b,
+    )
+}
+
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+/// Zero when every element is finite, NaN otherwise: infinity and NaN times zero are NaN.
+#[inline(always)]
+pub(crate) fn sum_of_zeros(x: &[f32]) -> f32 {
+    fold(
+        x,
+        0.0,
+        #[inline(always)]
+        |sum, x| x.mul_add(0.0, sum),
+        #[inline(always)]
+        |a, b| a + b,
+    )
 }
 
 /// The largest element; NaN elements are passed over, and without any other it is -infinity.
 #[inline(always)]
 pub(crate) fn max(x: &[f32]) -> f32 {
-    fold(
-        x.len(),
-        f32::NEG_INFINITY,
-        |i| x[i],
-        |a, b| if b > a { b } else { a },
-    )
+    fold(x, f32::NEG_INFINITY, larger, larger)
 }
 
 /// y += a·x.
@@ -150,11 +201,20 @@ pub(crate) fn exp_shifted(x: &mut [f32], shift: f32) -> f32 {
 }
 
 #[inline(always)]
-fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+fn sum_lanes(lanes: [f32; LANES]) -> f32 {
+    combine_lanes(
+        lanes,
+        #[inline(always)]
+        |a, b| a + b,
+    )
+}
+
+#[inline(always)]
+fn combine_lanes(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
+            lanes[lane] = combine(lanes[lane], lanes[lane + width]);
         }
         width /= 2;
     }
@@ -214,7 +274,7 @@ mod tests {
             );
             let expected: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
             assert!(
-                (f64::from(vectorize(|| sum_by(&x, |x| x * x))) - expected).abs() <= 1e-2,
+                (f64::from(vectorize(|| sum_of_squares(&x, 0.0))) - expected).abs() <= 1e-2,
                 "{len}"
             );
             assert_eq!(

@@ -21,10 +21,10 @@ pub fn forward(logits: &Tensor, targets: &Tensor) -> Result<f64> {
                 #[inline(always)]
                 || {
                     let max = simd::max(row);
-                    let sum: f64 = row
-                        .chunks(BLOCK)
-                        .map(|block| f64::from(simd::sum_by(block, |x| simd::exp(x - max))))
-                        .sum();
+                    let mut sum = 0.0;
+                    for block in row.chunks(BLOCK) {
+                        sum += f64::from(simd::sum_exp_shifted(block, max));
+                    }
                     f64::from(max) + sum.ln() - f64::from(row[target as usize])
                 },
             )
@@ -50,12 +50,14 @@ pub fn forward_backward(logits: &mut Tensor, targets: &Tensor, grad_scale: f32) 
                 || {
                     let max = simd::max(row);
                     let at_target = f64::from(row[target as usize]);
-                    let sum: f64 = row
-                        .chunks_mut(BLOCK)
-                        .map(|block| f64::from(simd::exp_shifted(block, max)))
-                        .sum();
+                    let mut sum = 0.0;
+                    for block in row.chunks_mut(BLOCK) {
+                        sum += f64::from(simd::exp_shifted(block, max));
+                    }
                     let factor = (f64::from(grad_scale) / sum) as f32;
-                    row.iter_mut().for_each(|x| *x *= factor);
+                    for x in row.iter_mut() {
+                        *x *= factor;
+                    }
                     row[target as usize] -= grad_scale;
                     f64::from(max) + sum.ln() - at_target
                 },

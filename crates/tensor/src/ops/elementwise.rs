@@ -17,7 +17,7 @@ pub fn add_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
         |(y, x)| {
             simd::vectorize(
                 #[inline(always)]
-                || y.iter_mut().zip(x).for_each(|(y, x)| *y += x),
+                || simd::axpy(1.0, x, y),
             );
         },
     );
@@ -32,7 +32,11 @@ pub fn scale(x: &mut Tensor, factor: f32) -> Result<()> {
     parallel::for_each(x.f32_mut("x")?.par_chunks_mut(CHUNK), |x| {
         simd::vectorize(
             #[inline(always)]
-            || x.iter_mut().for_each(|x| *x *= factor),
+            || {
+                for x in x {
+                    *x *= factor;
+                }
+            },
         );
     });
     Ok(())
@@ -43,11 +47,10 @@ pub fn scale(x: &mut Tensor, factor: f32) -> Result<()> {
 /// # Errors
 /// When the tensor is not F32.
 pub fn find_nonfinite(x: &Tensor) -> Result<Option<usize>> {
-    // A number times zero is zero; NaN and infinity give NaN, which survives the sum.
     let clean = |chunk: &[f32]| {
         simd::vectorize(
             #[inline(always)]
-            || simd::sum_by(chunk, |x| x * 0.0),
+            || simd::sum_of_zeros(chunk),
         ) == 0.0
     };
     Ok(x.f32("x")?

@@ -32,8 +32,16 @@ pub fn forward(x: &Tensor, kind: GeluKind) -> Result<Tensor> {
         simd::vectorize(
             #[inline(always)]
             || match kind {
-                GeluKind::Tanh => y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * tanh_cdf(x)),
-                GeluKind::Erf => y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * erf_cdf(x)),
+                GeluKind::Tanh => {
+                    for (y, &x) in y.iter_mut().zip(x) {
+                        *y = x * tanh_cdf(x);
+                    }
+                }
+                GeluKind::Erf => {
+                    for (y, &x) in y.iter_mut().zip(x) {
+                        *y = x * erf_cdf(x);
+                    }
+                }
             },
         );
     });
@@ -54,15 +62,19 @@ pub fn backward(mut dy: Tensor, x: &Tensor, kind: GeluKind) -> Result<Tensor> {
         simd::vectorize(
             #[inline(always)]
             || match kind {
-                GeluKind::Tanh => dy.iter_mut().zip(x).for_each(|(dy, &x)| {
-                    let cdf = tanh_cdf(x);
-                    let inner = 2.0 * SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
-                    *dy *= cdf + x * cdf * (1.0 - cdf) * inner;
-                }),
-                GeluKind::Erf => dy.iter_mut().zip(x).for_each(|(dy, &x)| {
-                    let density = 0.5 * SQRT_2_OVER_PI * simd::exp(-0.5 * x * x);
-                    *dy *= erf_cdf(x) + x * density;
-                }),
+                GeluKind::Tanh => {
+                    for (dy, &x) in dy.iter_mut().zip(x) {
+                        let cdf = tanh_cdf(x);
+                        let inner = 2.0 * SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
+                        *dy *= cdf + x * cdf * (1.0 - cdf) * inner;
+                    }
+                }
+                GeluKind::Erf => {
+                    for (dy, &x) in dy.iter_mut().zip(x) {
+                        let density = 0.5 * SQRT_2_OVER_PI * simd::exp(-0.5 * x * x);
+                        *dy *= erf_cdf(x) + x * density;
+                    }
+                }
             },
         );
     });

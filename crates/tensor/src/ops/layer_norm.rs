@@ -37,9 +37,8 @@ pub fn forward(
             #[inline(always)]
             || {
                 for ((x, mean), rstd) in x.chunks_exact(width).zip(mean).zip(rstd) {
-                    let average = simd::sum_by(x, |x| x) / width as f32;
-                    let variance =
-                        simd::sum_by(x, |x| (x - average) * (x - average)) / width as f32;
+                    let average = simd::sum(x) / width as f32;
+                    let variance = simd::sum_of_squares(x, average) / width as f32;
                     (*mean, *rstd) = (average, 1.0 / (variance + eps).sqrt());
                 }
             },

@@ -204,7 +204,7 @@ fn checked(x: &Tensor, weight: &Tensor) -> Result<(usize, usize)> {
 
 #[inline(always)]
 fn inverse_rms(x: &[f32], eps: f32) -> f32 {
-    1.0 / (simd::sum_by(x, |x| x * x) / x.len() as f32 + eps).sqrt()
+    1.0 / (simd::sum_of_squares(x, 0.0) / x.len() as f32 + eps).sqrt()
 }
 
 #[inline(always)]
