@@ -27,7 +27,7 @@ proptest! {
     fn is_the_product(
         m in 1usize..140,
         n in 1usize..140,
-        k in 0usize..80,
+        k in 1usize..80,
         layout in prop::sample::select(vec![Layout::Nn, Layout::Nt, Layout::Tn]),
         seed: u64,
     ) {
