@@ -1,0 +1,222 @@
+//! Training from outside, on a small random checkpoint: what broken input gets, and that a stopped run
+//! continues to the bit.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use assert_cmd::Command;
+
+/// A case of the shared parity data; `None`, said plainly, where the data are not there.
+fn case(name: &str) -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../../shared/parity")
+        .join(name);
+    if !folder.is_dir() {
+        eprintln!("skipped: there is no {}", folder.display());
+        return None;
+    }
+    Some(folder)
+}
+
+fn train(model: &Path, data: &Path, output: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fuselora"));
+    command
+        .arg("train")
+        .arg("--model")
+        .arg(model)
+        .arg("--data")
+        .arg(data)
+        .arg("--output")
+        .arg(output);
+    command
+}
+
+/// What a run that the user has to mend says: one line, exit code 2.
+fn complaint(command: &mut Command) -> String {
+    let output = command.assert().code(2).get_output().clone();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.contains("error: "), "{message}");
+    message
+}
+
+#[test]
+fn bad_rows_name_file_and_line_and_write_nothing() {
+    let Some(case) = case("llama-lora") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (data, output) = (folder.path().join("rows.jsonl"), folder.path().join("out"));
+    let good = "{\"input_ids\": [1, 2, 3]}\n";
+    let cases = [
+        (
+            "{\"input_ids\": [1, 2",
+            "rows.jsonl, line 2: malformed JSON",
+        ),
+        (
+            "{\"input_ids\": \"1 2\"}",
+            "rows.jsonl, line 2: `input_ids` must be an array of integers",
+        ),
+        (
+            "{\"input_ids\": [1, 320000]}",
+            "rows.jsonl, line 2: token 320000 is outside",
+        ),
+        (
+            "{\"input_ids\": [1, 2], \"labels\": [-100, -100]}",
+            "rows.jsonl, line 2: the row has no target tokens",
+        ),
+        (
+            "{\"text\": \"hello\"}",
+            "rows.jsonl, line 2: the row is text and the model has no tokenizer",
+        ),
+    ];
+    for (row, expected) in cases {
+        fs::write(&data, format!("{good}{row}\n")).unwrap();
+        let message = complaint(&mut train(&case.join("base"), &data, &output));
+        assert!(message.contains(expected), "{row}: {message}");
+        assert!(!output.exists(), "{row}");
+    }
+}
+
+#[test]
+fn a_truncated_checkpoint_is_named() {
+    let Some(case) = case("llama-lora") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("base");
+    fs::create_dir(&model).unwrap();
+    for entry in fs::read_dir(case.join("base")).unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "safetensors")
+        {
+            bytes.truncate(bytes.len() / 2);
+        }
+        fs::write(model.join(path.file_name().unwrap()), bytes).unwrap();
+    }
+    let output = folder.path().join("out");
+    let message = complaint(&mut train(&model, &case.join("train.jsonl"), &output));
+    assert!(message.contains("model.safetensors"), "{message}");
+    assert!(!output.exists());
+}
+
+#[test]
+fn an_adapter_of_another_model_is_refused() {
+    let (Some(case), Some(other)) = (case("llama-lora"), case("gpt2-lora")) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let mut command = train(&case.join("base"), &case.join("train.jsonl"), &output);
+    let message = complaint(command.arg("--adapter").arg(other.join("adapter-initial")));
+    assert!(message.contains("c_attn"), "{message}");
+    assert!(!output.exists());
+}
+
+#[test]
+fn a_target_that_matches_nothing_is_named() {
+    let Some(case) = case("llama-lora") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = train(
+        &case.join("base"),
+        &case.join("train.jsonl"),
+        &folder.path().join("out"),
+    );
+    let message = complaint(command.args(["--target-modules", "q_proj,q_prj"]));
+    assert!(
+        message.contains("q_prj") && message.contains("q_proj"),
+        "{message}"
+    );
+}
+
+#[test]
+fn resuming_what_was_never_started_is_said() {
+    let Some(case) = case("llama-lora") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = train(
+        &case.join("base"),
+        &case.join("train.jsonl"),
+        &folder.path().join("out"),
+    );
+    let message = complaint(command.arg("--resume"));
+    assert!(message.contains("out"), "{message}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_stopped_by_ctrl_c_continues_to_the_bit() {
+    use std::{process, thread, time::Duration};
+
+    let Some(case) = case("llama-lora") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, stopped) = (folder.path().join("whole"), folder.path().join("stopped"));
+    let settings = [
+        "--steps",
+        "300",
+        "--batch-size",
+        "3",
+        "--lora-dropout",
+        "0.1",
+        "--lr-scheduler",
+        "cosine",
+    ];
+    let run = |output: &Path| {
+        let mut command = train(&case.join("base"), &case.join("train.jsonl"), output);
+        command.args(settings);
+        command
+    };
+    run(&whole).assert().success();
+
+    let child = process::Command::new(env!("CARGO_BIN_EXE_fuselora"))
+        .args(run(&stopped).get_args())
+        .stdout(process::Stdio::piped())
+        .stderr(process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let metrics = stopped.join("metrics.jsonl");
+    while !fs::read(&metrics).is_ok_and(|lines| lines.len() > 400) {
+        thread::sleep(Duration::from_millis(2));
+    }
+    let interrupted = process::Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(interrupted.success());
+    let said = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    assert!(said.contains("stopped after step"), "{said}");
+    let done = losses(&stopped).len();
+    assert!((1..300).contains(&done), "{done} steps");
+
+    run(&stopped).arg("--resume").assert().success();
+    assert_eq!(losses(&stopped), losses(&whole));
+    let adapter = |folder: &Path| fs::read(folder.join("adapter_model.safetensors")).unwrap();
+    assert!(adapter(&stopped) == adapter(&whole), "the adapters differ");
+}
+
+/// Step, loss and gradient norm of every training step, as written.
+fn losses(folder: &Path) -> Vec<(u64, f64, f64)> {
+    let lines = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+    lines
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .filter(|line| line.get("loss").is_some())
+        .map(|line| {
+            let number = |name: &str| line[name].as_f64().unwrap();
+            (
+                line["step"].as_u64().unwrap(),
+                number("loss"),
+                number("grad_norm"),
+            )
+        })
+        .collect()
+}
