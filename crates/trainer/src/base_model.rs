@@ -80,11 +80,16 @@ impl BaseModel {
         Ok(Lora::bind(adapter, self.model.linears())?)
     }
 
-    /// Reads the rows of a JSONL file as `rows` says.
+    /// Reads the rows of a JSONL file as `rows` says; `end_text` as in [`Encoding`].
     ///
     /// # Errors
     /// As [`Dataset::load`].
-    pub fn dataset(&self, file: &Path, rows: &RowArgs) -> anyhow::Result<(Dataset, Limits)> {
+    pub fn dataset(
+        &self,
+        file: &Path,
+        rows: &RowArgs,
+        end_text: bool,
+    ) -> anyhow::Result<(Dataset, Limits)> {
         let limits = Limits {
             max_seq_length: rows.max_seq_length,
             vocab_size: self.model.config().vocab_size,
@@ -96,6 +101,7 @@ impl BaseModel {
                 .map(|tokenizer| tokenizer as &dyn Encode),
             chat_template: !rows.no_chat_template,
             mask_prompt: rows.mask_prompt,
+            end_text,
         };
         Ok((
             Dataset::load(file, &rows.field_names(), &encoding, limits)?,

@@ -15,7 +15,7 @@ pub fn run(arguments: &EvalArgs) -> anyhow::Result<()> {
         .as_deref()
         .map(|folder| base.adapter(folder))
         .transpose()?;
-    let (dataset, limits) = base.dataset(&file, &arguments.rows)?;
+    let (dataset, limits) = base.dataset(&file, &arguments.rows, false)?;
     eprintln!("{}: {}", file.display(), dataset.summary(limits));
     let found = evaluate(
         &base.model,

@@ -20,7 +20,7 @@ pub fn run(arguments: &LogitsArgs) -> anyhow::Result<()> {
         .as_deref()
         .map(|folder| base.adapter(folder))
         .transpose()?;
-    let (dataset, _) = base.dataset(&file, &arguments.rows)?;
+    let (dataset, _) = base.dataset(&file, &arguments.rows, false)?;
     let rows = dataset.rows.get(..arguments.row_count).ok_or_else(|| {
         mistake!(
             "{} has {} rows, fewer than --rows {}",

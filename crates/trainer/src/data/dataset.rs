@@ -169,6 +169,7 @@ mod tests {
             tokenizer: None,
             chat_template: true,
             mask_prompt: true,
+            end_text: true,
         };
         Dataset::load(&path, &FieldNames::default(), &encoding, LIMITS)
     }
@@ -249,6 +250,7 @@ mod tests {
             tokenizer: None,
             chat_template: true,
             mask_prompt: true,
+            end_text: true,
         };
         let missing = Dataset::load(
             Path::new("/nowhere.jsonl"),

@@ -84,6 +84,9 @@ pub struct Encoding<'a> {
     pub chat_template: bool,
     /// Whether only completions and assistant turns are targets, and not what stands before them.
     pub mask_prompt: bool,
+    /// Whether `text` rows get the token that ends a text, for a model to learn where to stop; without it the
+    /// text is measured as it is.
+    pub end_text: bool,
 }
 
 impl Encoding<'_> {
@@ -93,6 +96,7 @@ impl Encoding<'_> {
     /// A [`mistake::Mistake`] where the record needs a tokenizer or a chat template that the model lacks, or
     /// where the template's rendering does not show which text is the assistant's.
     pub fn row(&self, record: Record) -> anyhow::Result<Row> {
+        let is_text = matches!(record, Record::Text(_));
         let (passage, plain) = match record {
             Record::Tokens { input_ids, labels } => return Ok(Row::from_labels(input_ids, labels)),
             Record::Text(text) => {
@@ -131,7 +135,8 @@ impl Encoding<'_> {
             .map(|(id, learned)| (id, learned || !self.mask_prompt))
             .unzip();
         // A chat template closes its turns itself; plain text needs the token that tells a model to stop.
-        if plain && let Some(eos) = tokenizer.eos_token_id() {
+        let ends = plain && (self.end_text || !is_text);
+        if ends && let Some(eos) = tokenizer.eos_token_id() {
             if ids.last() != Some(&eos) {
                 ids.push(eos);
                 learned.push(true);
@@ -254,6 +259,7 @@ mod tests {
             tokenizer: Some(&tokenizer),
             chat_template: true,
             mask_prompt,
+            end_text: true,
         };
         let row = encoding
             .row(Record::parse(line, &FieldNames::default()).unwrap())
@@ -320,6 +326,7 @@ mod tests {
             tokenizer: None,
             chat_template: true,
             mask_prompt: true,
+            end_text: true,
         };
         let message = encoding
             .row(Record::Text("a".into()))

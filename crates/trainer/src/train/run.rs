@@ -114,7 +114,7 @@ impl<'a> Run<'a> {
         };
         let base = BaseModel::load(config.model()?, &config.machine)?;
         let read = |file: &Path, what: &str| -> anyhow::Result<Dataset> {
-            let (dataset, limits) = base.dataset(file, &config.rows)?;
+            let (dataset, limits) = base.dataset(file, &config.rows, true)?;
             eprintln!("{what}: {}: {}", file.display(), dataset.summary(limits));
             Ok(dataset)
         };
