@@ -110,10 +110,6 @@ impl Attention {
         Ok(y.y)
     }
 
-    #[expect(
-        clippy::type_complexity,
-        reason = "three outputs and their low-rank activations"
-    )]
     fn project(
         &self,
         x: &Tensor,
