@@ -83,7 +83,9 @@ fn tokens_of_the_assistant_are_told_from_the_others() {
         .unwrap()
         .render_with_spans(&messages, None)
         .unwrap();
-    let tokens = tokenizer.encode_spans(&chat.text, &chat.assistant).unwrap();
+    let tokens = tokenizer
+        .encode_spans(&chat.text, &chat.assistant, false)
+        .unwrap();
     let ids: Vec<u32> = tokens.iter().map(|&(id, _)| id).collect();
     assert_eq!(ids, tokenizer.encode(&chat.text, false).unwrap());
     let said: Vec<u32> = tokens
