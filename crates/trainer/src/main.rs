@@ -42,7 +42,10 @@ fn say_panic(panic: &PanicHookInfo) {
         .location()
         .map(|place| format!(" ({}:{})", place.file(), place.line()))
         .unwrap_or_default();
-    let reason = panic.payload_as_str().unwrap_or("unknown");
+    let payload = panic.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    let reason = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let reason = reason.unwrap_or("unknown");
     eprintln!(
         "error: a defect in fuselora{place}: {reason}; please report it with the command that you ran"
     );
