@@ -2,7 +2,7 @@
 //!
 //! A [`Tensor`] is contiguous, row-major and lives on a [`Device`]. The operations in [`ops`] come in
 //! forward and backward pairs, validate every shape and data type, and name the offending tensor when
-//! they refuse a call. [`reference`] holds the same mathematics in plain f64, to test against.
+//! they refuse a call. [`mod@reference`] holds the same mathematics in plain f64, to test against.
 #![deny(missing_docs)]
 
 #[cfg(target_endian = "big")]
