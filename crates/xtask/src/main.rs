@@ -2,6 +2,7 @@
 //!
 //! This crate depends on nothing that needs the CUDA compiler, since it is what provides it.
 
+mod bench_cpu;
 mod demo;
 mod setup;
 mod test;
@@ -16,6 +17,7 @@ cargo xtask TASK
 Tasks:
   demo [ARGS]   fine-tune a small language model on this machine's CPU; ARGS go to `fuselora train`
   test [ARGS]   run every test; ARGS go to `cargo test`
+  bench-cpu     compare training on this CPU with Hugging Face PEFT
   setup         provide the compilers that the build needs, in .toolchain/
 
 Each provides what is missing, once, in .toolchain/: pinned versions, checked by hash.
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
     let task = arguments.next();
     let rest: Vec<String> = arguments.collect();
     let result = match task.as_deref() {
+        Some("bench-cpu") => bench_cpu::run(&rest),
         Some("demo") => demo::run(&rest),
         Some("setup") if rest.is_empty() => setup::run(),
         Some("test") => test::run(&rest),
