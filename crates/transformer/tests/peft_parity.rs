@@ -8,6 +8,7 @@ use fuselora_transformer::batch::Batch;
 use fuselora_transformer::checkpoint::Checkpoint;
 use fuselora_transformer::generate::{GenerateOptions, generate};
 use fuselora_transformer::lora::{Lora, LoraGradients, Pass};
+use fuselora_transformer::memory_estimate::{MemoryEstimate, TrainingShape};
 use fuselora_transformer::model::{Model, TrainingOptions};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -212,5 +213,46 @@ fn greedy_generation_with_the_cache_agrees() {
         })
         .unwrap();
         assert_eq!(got, want[prompt.len()..], "{}", case.folder.display());
+    }
+}
+
+#[test]
+fn training_takes_the_memory_that_was_estimated() {
+    for folder in CASES.into_iter().filter_map(case) {
+        let case = Case::load(folder, "adapter-initial");
+        let batch = case.batch(0..case.rows.len());
+        let tokens = batch.rows().total();
+        for gradient_checkpointing in [false, true] {
+            let device = case.model.device();
+            let before = device.memory().current;
+            device.reset_peak();
+            let mut gradients = LoraGradients::zeros(&case.lora).unwrap();
+            let pass = Pass {
+                lora: Some(&case.lora),
+                ..Pass::default()
+            };
+            let options = TrainingOptions {
+                gradient_checkpointing,
+            };
+            case.model
+                .forward_backward(&batch, &pass, &mut gradients, 1.0, options)
+                .unwrap();
+            let taken = device.memory().peak - before;
+            let targets = case.lora.config().resolve(case.model.linears()).unwrap();
+            let shape = TrainingShape {
+                tokens,
+                weight_bytes: 4,
+                gradient_checkpointing,
+            };
+            let estimate = MemoryEstimate::new(case.model.config(), &targets, shape);
+            // Of the adapter's four parts only the gradients are made here.
+            let expected = estimate.activations + estimate.workspace + estimate.adapter / 4;
+            let ratio = taken as f64 / expected as f64;
+            assert!(
+                (0.9..1.1).contains(&ratio),
+                "{}: {taken} bytes taken, {expected} estimated",
+                case.folder.display()
+            );
+        }
     }
 }

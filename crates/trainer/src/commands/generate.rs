@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use fuselora_trainer::base_model::BaseModel;
 use fuselora_trainer::cli::GenerateArgs;
+use fuselora_trainer::mistake;
 use fuselora_transformer::generate::{GenerateOptions, generate};
 use fuselora_transformer::lora::Pass;
 use serde_json::json;
@@ -71,7 +72,14 @@ pub fn run(arguments: &GenerateArgs) -> anyhow::Result<()> {
 /// The prompt's tokens: as given, or its text as a user's turn where the model has a chat template.
 fn prompt(arguments: &GenerateArgs, base: &BaseModel) -> anyhow::Result<Vec<u32>> {
     let Some(text) = &arguments.prompt else {
-        return Ok(arguments.prompt_ids.clone().unwrap_or_default());
+        let ids = arguments.prompt_ids.clone().unwrap_or_default();
+        let vocab_size = base.model.config().vocab_size;
+        return match ids.iter().find(|&&id| id as usize >= vocab_size) {
+            Some(id) => Err(mistake!(
+                "token {id} of --prompt-ids is outside of the model's vocabulary of {vocab_size}"
+            )),
+            None => Ok(ids),
+        };
     };
     let tokenizer = base.tokenizer()?;
     let template = tokenizer
