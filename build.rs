@@ -57,6 +57,10 @@ mod cuda {
 
         let nvcc = find_nvcc(&root)?;
         println!("cargo::rerun-if-changed={}", nvcc.display());
+        fs::write(
+            out.join("compiler"),
+            run(Command::new(&nvcc).arg("--version"))?,
+        )?;
         let modules = Module::find(&root.join("kernels"), &out)?;
         compile_all(&nvcc, &root, &modules)?;
         fs::write(out.join("table.rs"), table(&modules)?)?;
@@ -178,7 +182,7 @@ mod cuda {
         /// Compiles if needed, and returns the files that were read.
         fn compile(&self, nvcc: &Path, root: &Path) -> Result<Vec<PathBuf>> {
             let mut command = self.command(nvcc);
-            let words = format!("{command:?}");
+            let words = format!("{command:?}; ptxas -v {:?}", self.target.validate);
             if let Some(inputs) = self.up_to_date(root, &words) {
                 return Ok(inputs);
             }
@@ -189,12 +193,16 @@ mod cuda {
             // nvcc copies inline assembly unread: ptxas is the first to check it.
             let ptxas = nvcc.with_file_name("ptxas");
             for arch in self.target.validate {
-                run(Command::new(&ptxas)
+                let beside =
+                    |extension: &str| self.ptx.with_extension(format!("{arch}.{extension}"));
+                let resources = run(Command::new(&ptxas)
+                    .arg("-v")
                     .arg(format!("-arch={arch}"))
                     .arg(&self.ptx)
                     .arg("-o")
-                    .arg(self.ptx.with_extension(format!("{arch}.cubin"))))
+                    .arg(beside("cubin")))
                 .with_context(|| format!("kernels/{} for {arch}", self.source))?;
+                fs::write(beside("resources"), resources)?;
             }
             fs::write(&stamp, &words)?;
             self.inputs(root)
@@ -213,18 +221,15 @@ mod cuda {
         }
     }
 
-    fn run(command: &mut Command) -> Result<()> {
+    /// Runs a command, and returns what it printed.
+    fn run(command: &mut Command) -> Result<String> {
         let output = command
             .output()
             .with_context(|| format!("cannot run {}", command.get_program().to_string_lossy()))?;
-        if !output.status.success() {
-            bail!(
-                "{}{}",
-                String::from_utf8_lossy(&output.stdout),
-                String::from_utf8_lossy(&output.stderr)
-            );
-        }
-        Ok(())
+        let printed = [output.stdout, output.stderr].concat();
+        let printed = String::from_utf8_lossy(&printed).into_owned();
+        ensure!(output.status.success(), printed);
+        Ok(printed)
     }
 
     /// Compiles the modules on as many threads as cargo allows, and reports what they read.

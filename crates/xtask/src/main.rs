@@ -4,6 +4,7 @@
 
 mod bench_cpu;
 mod demo;
+mod kernels;
 mod setup;
 mod test;
 
@@ -18,6 +19,7 @@ Tasks:
   demo [ARGS]   fine-tune a small language model on this machine's CPU; ARGS go to `fuselora train`
   test [ARGS]   run every test; ARGS go to `cargo test`
   bench-cpu     compare training on this CPU with Hugging Face PEFT
+  kernels       report on every kernel: registers, traffic, roofline (--help for its options)
   setup         provide the compilers that the build needs, in .toolchain/
 
 Each provides what is missing, once, in .toolchain/: pinned versions, checked by hash.
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     let result = match task.as_deref() {
         Some("bench-cpu") => bench_cpu::run(&rest),
         Some("demo") => demo::run(&rest),
+        Some("kernels") => kernels::run(&rest),
         Some("setup") if rest.is_empty() => setup::run(),
         Some("test") => test::run(&rest),
         Some("help" | "--help" | "-h") => {

