@@ -271,10 +271,13 @@ pub struct LaunchConfig {
     pub checks: Checks,
     /// Whether to count.
     pub counters: bool,
+    /// The watchdog: a launch that runs more warp instructions ends with a fault, within some
+    /// thousands of them. `None` lets an endless kernel run for ever.
+    pub max_instructions: Option<u64>,
 }
 
 impl Default for LaunchConfig {
-    /// One block of one thread, every check, no counters.
+    /// One block of one thread, every check, no counters, no watchdog.
     fn default() -> LaunchConfig {
         LaunchConfig {
             grid: [1; 3],
@@ -284,6 +287,7 @@ impl Default for LaunchConfig {
             seed: 0,
             checks: Checks::all(),
             counters: false,
+            max_instructions: None,
         }
     }
 }

@@ -234,6 +234,11 @@ pub enum FaultKind {
         /// What the thread waits for.
         waiting_for: String,
     },
+    /// The launch ran more instructions than it may.
+    Endless {
+        /// The warp instructions that it may run.
+        limit: u64,
+    },
     /// The kernel executed `trap`.
     Trap,
     /// A device `assert` failed.
@@ -377,6 +382,9 @@ impl fmt::Display for FaultKind {
                     f,
                     "deadlock: every thread waits, this one for {waiting_for}"
                 )
+            }
+            FaultKind::Endless { limit } => {
+                write!(f, "still running after {limit} warp instructions")
             }
             FaultKind::Trap => write!(f, "trap"),
             FaultKind::Assert {

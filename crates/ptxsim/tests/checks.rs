@@ -384,6 +384,33 @@ fn copies_read_before_their_wait() {
 }
 
 #[test]
+fn an_endless_kernel_meets_the_watchdog() {
+    let mut case = case();
+    case.config.max_instructions = Some(100_000);
+    case.config.grid = [4, 1, 1];
+    let fault = case.fault("spin: bra spin;");
+    let FaultKind::Endless { limit: 100_000 } = &*fault.kind else {
+        panic!("{fault}")
+    };
+    assert_eq!(&*fault.party.unwrap().location.instruction, "bra spin;");
+    // Every thread waits for a word that nobody changes.
+    let wait = "wait: ld.volatile.global.u32 %r5, [%rd1]; setp.eq.u32 %p1, %r5, 1; @%p1 bra wait;";
+    let fault = case.fault(wait);
+    assert!(matches!(&*fault.kind, FaultKind::Endless { .. }), "{fault}");
+    // 8 warps, 3 instructions of each turn: within the limit.
+    let turns = |turns: u32| {
+        format!(
+            "mov.u32 %r5, {turns}; go: sub.u32 %r5, %r5, 1; setp.ne.u32 %p1, %r5, 0; @%p1 bra go;"
+        )
+    };
+    case.innocent(&turns(4000));
+    assert!(matches!(
+        &*case.fault(&turns(5000)).kind,
+        FaultKind::Endless { .. }
+    ));
+}
+
+#[test]
 fn a_missing_wait_is_a_wrong_result_without_checks() {
     let mut case = case();
     case.config.checks = Checks::none();

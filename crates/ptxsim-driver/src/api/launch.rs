@@ -149,6 +149,7 @@ fn launch(
         seed,
         checks,
         counters,
+        max_instructions: None,
     };
     let packed = arguments.pack(&function.kernel)?;
     match driver.gpu.launch(&function.kernel, &simulated, &packed) {

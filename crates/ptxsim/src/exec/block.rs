@@ -1,5 +1,7 @@
 //! A block: its shared memory, its warps and its barriers.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use super::access::locate;
 use super::bulk::Stores;
 use super::cluster::Cluster;
@@ -132,11 +134,15 @@ impl<'l, O: Observer> Block<'l, O> {
                 self.next_random() as usize
             };
             let mut ran = false;
+            let before = self.clock;
             for index in 0..count {
                 let warp = (first % count + index) % count;
                 // Long enough to stay in the cache, short enough to mix the warps.
                 let quantum = 256 + self.next_random() % 256;
                 ran |= self.run_warp(warp, quantum)?;
+            }
+            if let Some(limit) = self.launch.config.max_instructions {
+                self.spend(self.clock - before, limit)?;
             }
             if self.warps.iter().all(|warp| warp.groups.is_empty()) {
                 return self.finish();
@@ -147,6 +153,22 @@ impl<'l, O: Observer> Block<'l, O> {
             if self.clock >= end {
                 return Ok(Progress::Paused);
             }
+        }
+    }
+
+    /// Adds to what the launch has run, and ends it once that is too much.
+    fn spend(&self, instructions: u64, limit: u64) -> Result<(), Fault> {
+        let before = self.launch.spent.fetch_add(instructions, Relaxed);
+        let running = self.warps.iter().enumerate().find_map(|(w, warp)| {
+            let group = warp.groups.first()?;
+            Some((w, *group))
+        });
+        match running {
+            Some((w, group)) if before + instructions > limit => {
+                let site = self.site(w, group.pc, group.mask);
+                Err(self.fault(&site, first_lane(group.mask), FaultKind::Endless { limit }))
+            }
+            _ => Ok(()),
         }
     }
 

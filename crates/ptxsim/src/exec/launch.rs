@@ -1,7 +1,7 @@
 //! A grid: checked, handed out block by block, its faults and figures brought together.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
@@ -26,6 +26,8 @@ pub(crate) struct Launch<'a> {
     /// Static and dynamic shared memory of a block, bytes.
     pub shared_bytes: u32,
     pub printed: Mutex<String>,
+    /// Warp instructions that all blocks have run, where the launch limits them.
+    pub spent: AtomicU64,
 }
 
 impl Launch<'_> {
@@ -164,6 +166,7 @@ pub(crate) fn run(
         arguments,
         shared_bytes: program.shared_bytes + config.shared_bytes,
         printed: Mutex::new(String::new()),
+        spent: AtomicU64::new(0),
     };
     let watch = Watch::new(&launch);
     if watch.is_idle() {

@@ -1,5 +1,7 @@
 //! What a launch did, in numbers.
 
+use std::fmt;
+
 /// Totals of one launch, over all blocks. Instructions are counted per warp unless said otherwise.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -90,5 +92,38 @@ impl Counters {
         self.bank_conflicts += bank_conflicts;
         self.barriers += barriers;
         self.async_copies += async_copies;
+    }
+}
+
+impl fmt::Display for Counters {
+    /// A table with a line for each figure.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines = [
+            ("warp instructions", self.instructions),
+            ("  integer", self.integer_instructions),
+            ("  float", self.float_instructions),
+            ("  matrix", self.matrix_instructions),
+            ("  memory", self.memory_instructions),
+            ("  control", self.control_instructions),
+            ("thread instructions", self.thread_instructions),
+            ("divergent branches", self.divergent_branches),
+            ("FLOPs on tensor cores", self.tensor_flops),
+            ("other FLOPs", self.flops),
+            ("global bytes read", self.global_read_bytes),
+            ("  moved in sectors", 32 * self.global_read_sectors),
+            ("  different bytes", self.unique_read_bytes),
+            ("global bytes written", self.global_write_bytes),
+            ("  moved in sectors", 32 * self.global_write_sectors),
+            ("  different bytes", self.unique_write_bytes),
+            ("shared accesses", self.shared_accesses),
+            ("  bank conflicts", self.bank_conflicts),
+            ("barriers", self.barriers),
+            ("asynchronous copies", self.async_copies),
+        ];
+        for (index, (label, value)) in lines.into_iter().enumerate() {
+            let end_of_last = if index == 0 { "" } else { "\n" };
+            write!(f, "{end_of_last}{label:<22}{value:>16}")?;
+        }
+        Ok(())
     }
 }
