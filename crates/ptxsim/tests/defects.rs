@@ -36,6 +36,13 @@ fn run(ptx: &str, checks: Checks, seed: u64) -> Result<Vec<f32>, ptxsim::Fault> 
     Ok(download(&gpu, c, SIZE * SIZE))
 }
 
+/// The report of what is wrong with it, printed too: the README quotes some.
+fn fault(ptx: &str, checks: Checks, seed: u64) -> ptxsim::Fault {
+    let fault = run(ptx, checks, seed).unwrap_err();
+    println!("{fault}\n");
+    fault
+}
+
 /// The matmul with its `nth` line that contains `pattern` changed by `edit`.
 fn planted(pattern: &str, nth: usize, edit: impl Fn(&str) -> String) -> String {
     let mut seen = 0;
@@ -72,12 +79,12 @@ fn the_original_is_silent_under_every_seed() {
 fn a_missing_barrier_is_a_race() {
     let ptx = planted("bar.sync", 0, |_| String::new());
     // With every check on, reading what no warp has copied yet is reported even before.
-    run(&ptx, Checks::all(), 1).unwrap_err();
+    fault(&ptx, Checks::all(), 1);
     let checks = Checks {
         shared_races: true,
         ..Checks::none()
     };
-    let fault = run(&ptx, checks, 1).unwrap_err();
+    let fault = fault(&ptx, checks, 1);
     assert!(matches!(&*fault.kind, FaultKind::Race { .. }), "{fault}");
 }
 
@@ -90,7 +97,7 @@ fn an_uninitialized_accumulator_changes_the_result() {
 #[test]
 fn a_missing_wait_is_reported_and_changes_the_result() {
     let ptx = planted("cp.async.wait_group", 0, |_| String::new());
-    let fault = run(&ptx, Checks::all(), 0).unwrap_err();
+    let fault = fault(&ptx, Checks::all(), 0);
     assert!(
         matches!(&*fault.kind, FaultKind::BeforeWait { .. }),
         "{fault}"
@@ -103,7 +110,7 @@ fn a_wait_that_leaves_one_group_too_many_is_reported() {
     let ptx = planted("cp.async.wait_group", 0, |line| {
         line.replace("wait_group 1", "wait_group 2")
     });
-    let fault = run(&ptx, Checks::all(), 0).unwrap_err();
+    let fault = fault(&ptx, Checks::all(), 0);
     assert!(
         matches!(&*fault.kind, FaultKind::BeforeWait { .. }),
         "{fault}"
@@ -115,7 +122,7 @@ fn an_offset_that_is_too_large_is_out_of_bounds() {
     let ptx = planted("st.global.v2", 0, |line| {
         line.replace(']', &format!("+{}]", SIZE * SIZE * 4 - SIZE * 2))
     });
-    let fault = run(&ptx, Checks::all(), 0).unwrap_err();
+    let fault = fault(&ptx, Checks::all(), 0);
     assert!(
         matches!(&*fault.kind, FaultKind::OutOfBounds { .. }),
         "{fault}"
@@ -139,7 +146,7 @@ fn a_matrix_instruction_in_half_a_warp_is_reported() {
     let guard = "{ .reg .pred half; .reg .u32 lane; mov.u32 lane, %laneid;
         setp.lt.u32 half, lane, 16; @half ";
     let ptx = planted("mma.sync", 0, |line| format!("{guard}{line} }}"));
-    let fault = run(&ptx, Checks::all(), 0).unwrap_err();
+    let fault = fault(&ptx, Checks::all(), 0);
     assert!(
         matches!(&*fault.kind, FaultKind::MissingLanes { .. }),
         "{fault}"

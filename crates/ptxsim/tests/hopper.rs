@@ -115,6 +115,7 @@ fn a_missing_proxy_fence_is_reported() {
         (of_early, "cp.async.bulk"),
         (of_wgmma, "wgmma.mma_async"),
     ] {
+        println!("{fault}\n");
         let FaultKind::MissingProxyFence { writer, .. } = &*fault.kind else {
             panic!("{fault}");
         };

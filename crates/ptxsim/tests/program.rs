@@ -34,20 +34,35 @@ static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
     file
 });
 
-/// Runs the program on the PTX, and returns its exit code, output and error output.
-fn ptxsim(command: &str, options: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_ptxsim"))
-        .arg(command)
-        .arg(&*FILE)
-        .args(options)
-        .output()
-        .unwrap();
+/// PTX that nvcc wrote.
+const BASICS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/ptx/basics.ptx");
+const HOPPER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/ptx/hopper.ptx");
+
+/// Runs the program, and returns its exit code, output and error output.
+fn program(words: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ptxsim"));
+    let output = command.args(words).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (
         output.status.code().unwrap(),
         text(output.stdout),
         text(output.stderr),
     )
+}
+
+/// Runs a command of the program on the PTX.
+fn ptxsim(command: &str, options: &[&str]) -> (i32, String, String) {
+    let mut words = vec![command, FILE.to_str().unwrap()];
+    words.extend(options);
+    program(&words)
+}
+
+/// Runs `saxpy`, `y[i] = a * x[i] + y[i]`, of the PTX that nvcc wrote.
+fn saxpy(arguments: &[&str; 4], options: &[&str]) -> (i32, String, String) {
+    let mut words = vec!["run", BASICS, "--kernel", "saxpy", "--block", "32"];
+    words.extend(options);
+    words.extend(arguments.iter().flat_map(|argument| ["--arg", argument]));
+    program(&words)
 }
 
 fn run(arguments: &[&str]) -> (i32, String, String) {
@@ -58,12 +73,31 @@ fn run(arguments: &[&str]) -> (i32, String, String) {
 
 #[test]
 fn lists_kernels() {
-    let (code, output, _) = ptxsim("check", &[]);
+    let (code, output, _) = program(&["check", FILE.to_str().unwrap(), BASICS]);
     assert_eq!(code, 0);
+    let scale = "  scale\n    parameters     3, of 8, 4, 4 bytes\n    registers      at most ";
+    assert!(output.contains(scale), "{output}");
+    assert!(output.contains("basics.ptx\n  "), "{output}");
+}
+
+#[test]
+fn refuses_what_it_cannot_read() {
+    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("unknown.ptx");
+    std::fs::write(&file, PTX.replace("mul.f32", "mul.up.f32")).unwrap();
+    let (code, _, error) = program(&["check", file.to_str().unwrap()]);
+    assert_eq!(code, 1);
+    let lines: Vec<&str> = error.lines().collect();
     assert!(
-        output.starts_with("scale: 3 parameters, 0 bytes of shared memory"),
-        "{output}"
+        lines[0].ends_with("PTX line 19, column 5: modifier `.up` of `mul` is not modelled"),
+        "{error}"
     );
+    let column = lines[2].find('^').unwrap();
+    assert!(lines[1][column..].starts_with("mul.up.f32"), "{error}");
+    // An A100 cannot run what is made for an H100, and the files beside it are listed all the same.
+    let (code, output, error) = program(&["check", HOPPER, BASICS, "--profile", "a100"]);
+    assert_eq!(code, 1);
+    assert!(error.contains("sm_90a"), "{error}");
+    assert!(output.contains("saxpy"), "{output}");
 }
 
 #[test]
@@ -74,6 +108,75 @@ fn runs_a_kernel_and_shows_its_buffers() {
         output,
         "f32[10]=count: 0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, ...\n"
     );
+}
+
+#[test]
+fn takes_numbers_and_shows_as_many_as_asked() {
+    let arguments = ["i32:3", "f32:2", "f32[3]=1,2,3", "f32[3]=10,20.5,-30"];
+    let (code, output, error) = saxpy(&arguments, &["--show", "2"]);
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert_eq!(
+        output,
+        "f32[3]=1,2,3: 1, 2, ...\nf32[3]=10,20.5,-30: 12, 24.5, ...\n"
+    );
+}
+
+#[test]
+fn takes_structs_and_files() {
+    // struct { float scale; int n; float *out; char filler[100]; }: null, so nothing but n = 0 works.
+    let params = format!("hex:0000803f00000000{}", "00".repeat(112));
+    let by_value = ["run", BASICS, "--kernel", "by_value", "--arg", &params];
+    assert_eq!(program(&by_value), (0, String::new(), String::new()));
+    let one = params.replacen("3f00", "3f01", 1);
+    let (code, _, error) = program(&["run", BASICS, "--kernel", "by_value", "--arg", &one]);
+    assert_eq!(code, 1);
+    assert!(error.contains("null pointer"), "{error}");
+    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("numbers.bin");
+    std::fs::write(&file, 1.5f32.to_le_bytes()).unwrap();
+    let file = format!("f32[1]={}", file.display());
+    let (code, output, error) = saxpy(&["i32:1", "f32:2", &file, "f32[1]=zeros"], &[]);
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert!(output.ends_with("f32[1]=zeros: 3\n"), "{output}");
+}
+
+#[test]
+fn knows_the_16_bit_types() {
+    // a * b + 0.5 on pairs.
+    let arguments = ["bf16[2]=1.5,-2", "bf16[2]=3,0.25", "bf16[2]"];
+    let mut words = vec!["run", BASICS, "--kernel", "bf16_pairs"];
+    words.extend(arguments.iter().flat_map(|argument| ["--arg", argument]));
+    let (code, output, error) = program(&words);
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert!(output.ends_with("bf16[2]: 5, 0\n"), "{output}");
+}
+
+#[test]
+fn prints_what_the_kernel_prints() {
+    let say = program(&["run", BASICS, "--kernel", "say", "--arg", "i32:5"]);
+    let text = "thread 0 of 1:  2.50 text 1099511627776\n";
+    assert_eq!(say, (0, text.to_string(), String::new()));
+}
+
+#[test]
+fn counts_on_request() {
+    let arguments = ["i32:3", "f32:2", "f32[3]=count", "f32[3]=count"];
+    let (_, output, _) = saxpy(&arguments, &["--counters"]);
+    let counted = |label: &str| {
+        let line = output.lines().find(|line| line.starts_with(label)).unwrap();
+        line[label.len()..].trim().parse::<u64>().unwrap()
+    };
+    assert_eq!(counted("other FLOPs"), 3 * 2);
+    assert_eq!(counted("global bytes read"), 2 * 3 * 4);
+    assert_eq!(counted("global bytes written"), 3 * 4);
+}
+
+#[test]
+fn checks_can_be_turned_off() {
+    let arguments = ["i32:3", "f32:2", "f32[3]", "f32[3]"];
+    let (code, _, error) = saxpy(&arguments, &[]);
+    assert_eq!(code, 1);
+    assert!(error.contains("basics.cu:"), "{error}");
+    assert_eq!(saxpy(&arguments, &["--no-checks"]).0, 0);
 }
 
 #[test]
@@ -101,7 +204,27 @@ fn explains_bad_calls_with_code_2() {
             "f64:1 has 8 bytes where the kernel takes 4",
         ),
         (vec!["f32[10]", "f32:one", "u32:1"], "one is not a number"),
-        (vec!["f16[10]", "f32:1", "u32:1"], "there is no type f16"),
+        (vec!["f12[10]", "f32:1", "u32:1"], "there is no type f12"),
+        (
+            vec!["f32[10]", "f32:1", "u32:4294967296"],
+            "4294967296 is not a number that u32 can hold",
+        ),
+        (
+            vec!["f32[2]=1,2,3", "f32:1", "u32:1"],
+            "gives 12 bytes, f32[2] has 8",
+        ),
+        (
+            vec!["f32[0]", "f32:1", "u32:1"],
+            "0 is not a number of elements",
+        ),
+        (
+            vec!["f32", "f32:1", "u32:1"],
+            "neither TYPE:NUMBER nor TYPE[COUNT]",
+        ),
+        (
+            vec!["f32[99999999999]", "f32:1", "u32:1"],
+            "out of device memory",
+        ),
         (
             vec!["f32[10]=no-such-file", "f32:1", "u32:1"],
             "no-such-file: ",
@@ -110,6 +233,29 @@ fn explains_bad_calls_with_code_2() {
         let (code, _, error) = run(&arguments);
         assert_eq!(code, 2, "{error}");
         assert!(error.contains(expected), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+    for (words, expected) in [
+        (&["look"][..], "look is not a command"),
+        (&["check"], "name the PTX file"),
+        (&["check", "no-such-file"], "cannot read no-such-file"),
+        (&["run", BASICS, "--shape", "1"], "no option --shape"),
+        (
+            &["run", BASICS, "--grid", "1,2,3,4"],
+            "at most three dimensions",
+        ),
+        (&["run", BASICS, "--profile", "gtx"], "no profile gtx"),
+        (
+            &[
+                "run", BASICS, "--kernel", "count", "--arg", "i32:1", "--block", "2000",
+            ],
+            "2000 threads",
+        ),
+    ] {
+        let (code, _, error) = program(words);
+        assert_eq!(code, 2, "{error}");
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
     }
     let (code, _, error) = ptxsim("run", &["--kernel", "other"]);
     assert_eq!(code, 2);
