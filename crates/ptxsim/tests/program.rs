@@ -122,6 +122,14 @@ fn takes_numbers_and_shows_as_many_as_asked() {
 }
 
 #[test]
+fn fills_a_buffer_with_one_number() {
+    let arguments = ["i32:3", "f32:2", "f32[3]=0.5", "f32[3]=-1"];
+    let (code, output, _) = saxpy(&arguments, &[]);
+    assert_eq!(code, 0);
+    assert!(output.ends_with("f32[3]=-1: 0, 0, 0\n"), "{output}");
+}
+
+#[test]
 fn takes_structs_and_files() {
     // struct { float scale; int n; float *out; char filler[100]; }: null, so nothing but n = 0 works.
     let params = format!("hex:0000803f00000000{}", "00".repeat(112));

@@ -445,7 +445,8 @@ impl<'l, O: Observer> Block<'l, O> {
         }
         let expected = match &instr.op {
             Op::Warp { mask, .. } => warp.registers.word(*mask)[first_lane(group.mask)],
-            Op::Barrier(_) => warp.live(),
+            // Those that have exited are the ones that it misses.
+            Op::Barrier(_) => warp.lanes,
             _ => u32::MAX,
         };
         let missing = expected & !group.mask;

@@ -7,7 +7,8 @@ use crate::number::Number;
 /// What a buffer holds before the launch.
 enum Content {
     Unwritten,
-    Zeros,
+    /// This element over and over.
+    Filled(Vec<u8>),
     Bytes(Vec<u8>),
 }
 
@@ -90,7 +91,7 @@ impl Buffer {
         let size = size.ok_or_else(|| format!("{text} is too large"))?;
         let content = match content {
             None => Content::Unwritten,
-            Some("zeros") => Content::Zeros,
+            Some("zeros") => Content::Filled(vec![0; element.bytes]),
             Some("count") => {
                 let elements: Result<Vec<_>, _> = (0..count)
                     .map(|index| element.encode(&index.to_string()))
@@ -100,7 +101,10 @@ impl Buffer {
             Some(list) if list.contains(',') || element.encode(list).is_ok() => {
                 let elements: Result<Vec<_>, _> =
                     list.split(',').map(|text| element.encode(text)).collect();
-                Content::Bytes(elements?.concat())
+                match &elements?[..] {
+                    [one] => Content::Filled(one.clone()),
+                    elements => Content::Bytes(elements.concat()),
+                }
             }
             Some(file) => {
                 let read = std::fs::read(file);
@@ -125,7 +129,7 @@ impl Buffer {
         let address = gpu.alloc(size)?;
         match &self.content {
             Content::Unwritten => {}
-            Content::Zeros => gpu.fill8(address, 0, size)?,
+            Content::Filled(one) => gpu.write(address, &one.repeat(self.count as usize))?,
             Content::Bytes(bytes) => gpu.write(address, bytes)?,
         }
         Ok(address)

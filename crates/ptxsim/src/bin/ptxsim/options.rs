@@ -23,6 +23,7 @@ Runs PTX on the CPU under checks stricter than a GPU's.
                               f32[1000]             a buffer that nobody has written
                               f32[1000]=zeros       one of zeros
                               f32[1000]=count       one of 0, 1, 2, ...
+                              f32[1000]=0.5         one of this number throughout
                               f32[3]=1,2.5,-3       one of these numbers
                               f32[1000]=FILE        one with the bytes of a file
                             types: i8 i16 i32 i64 u8 u16 u32 u64 f16 bf16 f32 f64
