@@ -37,6 +37,7 @@ static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
 /// PTX that nvcc wrote.
 const BASICS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/ptx/basics.ptx");
 const HOPPER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/ptx/hopper.ptx");
+const MATMUL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/ptx/matmul.ptx");
 
 /// Runs the program, and returns its exit code, output and error output.
 fn program(words: &[&str]) -> (i32, String, String) {
@@ -271,4 +272,32 @@ fn explains_bad_calls_with_code_2() {
         error.contains("has no kernel other, it has scale"),
         "{error}"
     );
+}
+
+#[test]
+fn the_readme_shows_what_it_prints() {
+    let readme = include_str!("../README.md");
+    let shown = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ptxsim"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).args(words);
+        let output = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        assert!(!output.is_empty() && readme.contains(&output), "{output}");
+    };
+    shown(&["check", "tests/ptx/matmul.ptx"]);
+    let words = "run tests/ptx/basics.ptx --kernel saxpy --block 4 \
+        --arg i32:4 --arg f32:2 --arg f32[4]=1,2,3,4 --arg f32[4]=1";
+    shown(&words.split_whitespace().collect::<Vec<_>>());
+    // The counters of the matmul, behind its three buffers.
+    let words = "run tests/ptx/matmul.ptx --kernel matmul --grid 2,2 --block 128 --counters \
+        --arg i32:128 --arg i32:128 --arg i32:128 \
+        --arg bf16[16384]=0.5 --arg bf16[16384]=0.5 --arg f32[16384]";
+    let (code, output, _) = program(
+        &words
+            .replace("tests/ptx/matmul.ptx", MATMUL)
+            .split_whitespace()
+            .collect::<Vec<_>>(),
+    );
+    assert_eq!(code, 0);
+    let (_, counters) = output.split_once("warp instructions").unwrap();
+    assert!(readme.contains(counters), "{output}");
 }

@@ -1,6 +1,6 @@
 //! Watching a launch: the checks and the counters.
 //!
-//! The engine is generic over an [`Observer`] and calls it at each event. With the observer `()`
+//! The engine is generic over an `Observer` and calls it at each event. With the observer `()`
 //! every call compiles to nothing, so a check that is off costs nothing.
 
 mod checks;
