@@ -1,7 +1,8 @@
-//! What every launcher needs: loaded kernels, checks before the launch, errors.
+//! What every launcher needs: loaded kernels, the stream that they run on, errors.
 
 use crate::modules::Kernel;
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DevicePtr, DriverError};
+use crate::operand::Element;
+use cudarc::driver::{CudaFunction, CudaModule, CudaStream, DriverError};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +19,16 @@ pub enum LaunchError {
         expected: u64,
         /// The number that was given.
         found: u64,
+    },
+    /// A tensor is stored in another type than the kernel, or the other tensors of the call, need.
+    #[error("{tensor} holds {found} where {expected} was expected")]
+    Element {
+        /// The parameter's name.
+        tensor: &'static str,
+        /// The type that was expected.
+        expected: Element,
+        /// The type that was given.
+        found: Element,
     },
     /// A tensor starts at an address that the kernel's wide accesses cannot use.
     #[error("{tensor} must start at a multiple of {bytes} bytes")]
@@ -55,28 +66,37 @@ pub enum LaunchError {
     Driver(#[from] DriverError),
 }
 
-/// The kernels of one CUDA context. A module is handed to the driver when one of its kernels is
-/// first asked for, and kept.
+/// The kernels of one device, launched one after the other on one stream. A module is handed to the
+/// driver when one of its kernels is first asked for, and kept.
 #[derive(Debug)]
 pub struct Kernels {
-    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
     capability: (i32, i32),
-    modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
+    loaded: Mutex<Loaded>,
+}
+
+#[derive(Debug, Default)]
+struct Loaded {
+    modules: HashMap<&'static str, Arc<CudaModule>>,
+    functions: HashMap<&'static str, CudaFunction>,
 }
 
 impl Kernels {
-    /// Nothing is loaded yet.
-    pub fn new(context: &Arc<CudaContext>) -> Result<Kernels, LaunchError> {
+    /// The kernels, on `stream`. Nothing is loaded yet.
+    ///
+    /// # Errors
+    /// When the driver does not tell the device's compute capability.
+    pub fn new(stream: &Arc<CudaStream>) -> Result<Kernels, LaunchError> {
         Ok(Kernels {
-            context: context.clone(),
-            capability: context.compute_capability()?,
-            modules: Mutex::default(),
+            stream: stream.clone(),
+            capability: stream.context().compute_capability()?,
+            loaded: Mutex::default(),
         })
     }
 
-    /// The context that the kernels run in.
-    pub fn context(&self) -> &Arc<CudaContext> {
-        &self.context
+    /// The stream that the kernels are launched on.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
     }
 
     /// The device's compute capability (major, minor).
@@ -85,7 +105,14 @@ impl Kernels {
     }
 
     /// The function to launch for `kernel`.
+    ///
+    /// # Errors
+    /// When the device is not one that the kernel was compiled for, or the driver refuses its module.
     pub fn function(&self, kernel: &'static Kernel) -> Result<CudaFunction, LaunchError> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = loaded.functions.get(kernel.name) {
+            return Ok(function.clone());
+        }
         let module = kernel.module;
         if !module.runs_on(self.capability) {
             return Err(LaunchError::Capability {
@@ -94,48 +121,20 @@ impl Kernels {
                 device: self.capability,
             });
         }
-        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        let loaded = match modules.get(module.source) {
-            Some(loaded) => loaded,
+        let code = match loaded.modules.get(module.source) {
+            Some(code) => code.clone(),
             None => {
-                let loaded = self.context.load_module(Ptx::from_src(module.ptx))?;
-                modules.entry(module.source).or_insert(loaded)
+                let code = self
+                    .stream
+                    .context()
+                    .load_module(Ptx::from_src(module.ptx))?;
+                loaded.modules.insert(module.source, code.clone());
+                code
             }
         };
-        Ok(loaded.load_function(kernel.name)?)
-    }
-}
-
-/// Checks that `tensor` holds the number of elements that the shape implies.
-pub(crate) fn check_length(
-    tensor: &'static str,
-    found: usize,
-    expected: u64,
-) -> Result<(), LaunchError> {
-    let found = found as u64;
-    if found == expected {
-        Ok(())
-    } else {
-        Err(LaunchError::Length {
-            tensor,
-            expected,
-            found,
-        })
-    }
-}
-
-/// Checks that `tensor` starts at a multiple of `bytes`, as an access of that width needs.
-pub(crate) fn check_alignment<T>(
-    tensor: &'static str,
-    view: &impl DevicePtr<T>,
-    stream: &CudaStream,
-    bytes: u64,
-) -> Result<(), LaunchError> {
-    let (address, _synchronized) = view.device_ptr(stream);
-    if address.is_multiple_of(bytes) {
-        Ok(())
-    } else {
-        Err(LaunchError::Misaligned { tensor, bytes })
+        let function = code.load_function(kernel.name)?;
+        loaded.functions.insert(kernel.name, function.clone());
+        Ok(function)
     }
 }
 

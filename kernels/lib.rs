@@ -71,5 +71,7 @@ pub mod matmul;
 pub mod nf4;
 
 mod launch;
+mod operand;
 
 pub use launch::{Kernels, LaunchError};
+pub use operand::{Element, Operand, OperandMut, Stored};

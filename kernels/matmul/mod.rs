@@ -1,11 +1,10 @@
 //! The unfused f32 matrix product. Launches `matmul.cu`.
 
 use crate::abi::{MATMUL_THREADS, MATMUL_TILE, MatmulShape};
-use crate::launch::{GRID_X, GRID_YZ, blocks, check_length};
+use crate::launch::{GRID_X, GRID_YZ, blocks};
 use crate::modules::{self, Kernel};
-use crate::{Kernels, LaunchError};
-use cudarc::driver::{CudaStream, CudaView, CudaViewMut, LaunchConfig, PushKernelArg};
-use std::sync::Arc;
+use crate::{Element, Kernels, LaunchError, Operand, OperandMut};
+use cudarc::driver::{LaunchConfig, PushKernelArg};
 
 /// Which factor is held transposed in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,21 +30,20 @@ impl Layout {
 /// `c [m, n] = a [m, k] · b [k, n]` in f32, with the factors held as `layout` says.
 ///
 /// # Errors
-/// When a length does not fit `shape`, when `shape` is beyond what a grid covers, or when the
+/// When a length or type does not fit `shape`, when `shape` is beyond what a grid covers, or when the
 /// driver refuses.
 pub fn matmul(
     kernels: &Kernels,
-    stream: &Arc<CudaStream>,
     layout: Layout,
     shape: MatmulShape,
-    a: &CudaView<'_, f32>,
-    b: &CudaView<'_, f32>,
-    c: &mut CudaViewMut<'_, f32>,
+    a: Operand,
+    b: Operand,
+    c: OperandMut,
 ) -> Result<(), LaunchError> {
     let [m, n, k] = [shape.m, shape.n, shape.k].map(u64::from);
-    check_length("a", a.len(), m * k)?;
-    check_length("b", b.len(), k * n)?;
-    check_length("c", c.len(), m * n)?;
+    a.expect("a", Element::F32, m * k)?;
+    b.expect("b", Element::F32, k * n)?;
+    c.expect("c", Element::F32, m * n)?;
     if c.is_empty() {
         return Ok(());
     }
@@ -60,8 +58,9 @@ pub fn matmul(
         shared_mem_bytes: 0,
     };
     let function = kernels.function(layout.kernel())?;
-    let mut launch = stream.launch_builder(&function);
-    launch.arg(a).arg(b).arg(c).arg(&shape);
+    let (a, b, c) = (a.address(), b.address(), c.address());
+    let mut launch = kernels.stream().launch_builder(&function);
+    launch.arg(&a).arg(&b).arg(&c).arg(&shape);
     // SAFETY: the arguments are the kernel's parameters in order, and every length was checked
     // against the shape.
     unsafe { launch.launch(config) }?;

@@ -2,4 +2,4 @@
 
 mod dequantize;
 
-pub use dequantize::{Absmax, Nf4Output, dequantize};
+pub use dequantize::{Absmax, dequantize};

@@ -1,7 +1,7 @@
 //! The device that this process tests on.
 
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
-use fuselora_kernels::Kernels;
+use fuselora_kernels::{Kernels, Operand, OperandMut, Stored};
 use ptxsim::Checks;
 use ptxsim_driver::Simulator;
 use std::path::Path;
@@ -21,10 +21,10 @@ pub fn gpu_is_present() -> bool {
     Path::new("/dev/nvidiactl").exists() || Path::new("/usr/lib/wsl/lib/libcuda.so").exists()
 }
 
-/// A stream on the device, and the kernels.
+/// The kernels, on a stream of the device.
 pub struct Device {
     pub kernels: Kernels,
-    pub stream: Arc<CudaStream>,
+    stream: Arc<CudaStream>,
     simulator: Option<Simulator>,
 }
 
@@ -38,9 +38,10 @@ impl Device {
         // A context of its own: the fault of one test does not outlive it in another, or in the
         // smaller inputs that proptest tries next.
         let context = CudaContext::new_non_primary(0, 0).expect("there is a device");
+        let stream = context.new_stream().expect("a stream can be made");
         Device {
-            kernels: Kernels::new(&context).expect("the device tells its capability"),
-            stream: context.new_stream().expect("a stream can be made"),
+            kernels: Kernels::new(&stream).expect("the device tells its capability"),
+            stream,
             simulator,
         }
     }
@@ -60,6 +61,16 @@ impl Device {
     /// A copy of the device's values.
     pub fn download<T: DeviceRepr + Clone + Default>(&self, values: &CudaSlice<T>) -> Vec<T> {
         self.stream.clone_dtoh(values).expect("the copy succeeds")
+    }
+
+    /// A buffer as a launcher takes it, to read.
+    pub fn operand<'a, T: Stored>(&'a self, values: &'a CudaSlice<T>) -> Operand<'a> {
+        Operand::of(values, &self.stream)
+    }
+
+    /// A buffer as a launcher takes it, to write.
+    pub fn operand_mut<'a, T: Stored>(&'a self, values: &'a mut CudaSlice<T>) -> OperandMut<'a> {
+        OperandMut::of(values, &self.stream)
     }
 
     /// A buffer of a pattern that no kernel should leave behind: the bytes 0xff, a NaN.

@@ -41,12 +41,11 @@ proptest! {
             let mut c = device.output::<f32>(m * n);
             matmul(
                 &device.kernels,
-                &device.stream,
                 layout,
                 shape,
-                &a_device.as_view(),
-                &b_device.as_view(),
-                &mut c.as_view_mut(),
+                device.operand(&a_device),
+                device.operand(&b_device),
+                device.operand_mut(&mut c),
             )
             .map(|()| device.download(&c))
         };
@@ -72,12 +71,11 @@ fn names_the_factor_that_does_not_fit() {
     let shape = MatmulShape { m: 2, n: 4, k: 3 };
     let error = matmul(
         &device.kernels,
-        &device.stream,
         Layout::Nn,
         shape,
-        &a.as_view(),
-        &b.as_view(),
-        &mut c.as_view_mut(),
+        device.operand(&a),
+        device.operand(&b),
+        device.operand_mut(&mut c),
     )
     .unwrap_err();
     assert_eq!(

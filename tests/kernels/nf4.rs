@@ -1,8 +1,9 @@
 //! NF4 dequantization, to the bit.
 
 use crate::device::{Device, numbers};
-use fuselora_kernels::LaunchError;
-use fuselora_kernels::nf4::{Absmax, Nf4Output, dequantize};
+use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
+use fuselora_kernels::nf4::{Absmax, dequantize};
+use fuselora_kernels::{LaunchError, Stored};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
@@ -92,7 +93,7 @@ impl Weight {
             .collect()
     }
 
-    fn on_device<T: Nf4Output + Clone + Default + cudarc::driver::ValidAsZeroBits>(
+    fn on_device<T: Stored + DeviceRepr + Clone + Default + ValidAsZeroBits>(
         &self,
         nested: bool,
         seed: u64,
@@ -104,29 +105,22 @@ impl Weight {
         let absmax_codes = device.upload(&self.absmax_codes);
         let nested_quant_map = device.upload(&self.nested_quant_map);
         let nested_absmax = device.upload(&self.nested_absmax);
-        let plain = absmax.as_view();
-        let (codes, map, outer) = (
-            absmax_codes.as_view(),
-            nested_quant_map.as_view(),
-            nested_absmax.as_view(),
-        );
         let statistics = match nested {
-            false => Absmax::Plain(&plain),
+            false => Absmax::Plain(device.operand(&absmax)),
             true => Absmax::Nested {
-                absmax: &codes,
-                nested_quant_map: &map,
-                nested_absmax: &outer,
+                absmax: device.operand(&absmax_codes),
+                nested_quant_map: device.operand(&nested_quant_map),
+                nested_absmax: device.operand(&nested_absmax),
                 offset: self.offset,
             },
         };
         let mut out = device.output::<T>(self.elements);
         dequantize(
             &device.kernels,
-            &device.stream,
-            &packed.as_view(),
+            device.operand(&packed),
             statistics,
             self.block_size,
-            &mut out.as_view_mut(),
+            device.operand_mut(&mut out),
         )?;
         Ok(device.download(&out))
     }

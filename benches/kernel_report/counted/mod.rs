@@ -1,13 +1,12 @@
 //! What the simulator counts for each kernel on a shape, launched as production launches it.
 
+mod matmul;
+mod nf4;
+
 use crate::table;
-use anyhow::{Context, Result, bail};
-use cudarc::driver::{CudaContext, CudaStream, ValidAsZeroBits};
-use fuselora_kernels::Kernels;
-use fuselora_kernels::abi::MatmulShape;
-use fuselora_kernels::matmul::{Layout, matmul};
-use fuselora_kernels::nf4::{Absmax, Nf4Output, dequantize};
-use half::{bf16, f16};
+use anyhow::{Context, Result};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
+use fuselora_kernels::{Kernels, Operand, OperandMut, Stored};
 use ptxsim::{Checks, Counters, Profile};
 use std::sync::Arc;
 
@@ -24,36 +23,33 @@ struct Device {
     stream: Arc<CudaStream>,
 }
 
+/// How the kernels of a family are launched: on the given shape, or on one of its own. Returns the shape, or
+/// nothing where the kernel is of another family.
+type Launch = fn(&Device, kernel: &str, shape: Option<&[u64]>) -> Result<Option<Vec<u64>>>;
+
+const FAMILIES: [Launch; 2] = [matmul::launch, nf4::launch];
+
 /// Launches a kernel on `shape`, or on its own, and counts.
 pub fn count(kernel: &str, shape: Option<&[u64]>) -> Result<Counted> {
     let simulator = ptxsim_driver::select("h100")?;
     simulator.set_launch(0, Checks::none(), true);
-    let context = CudaContext::new(0)?;
+    let stream = CudaContext::new(0)?.new_stream()?;
     let device = Device {
-        kernels: Kernels::new(&context)?,
-        stream: context.new_stream()?,
+        kernels: Kernels::new(&stream)?,
+        stream,
     };
-    let shape = match kernel {
-        "matmul_f32_nn" => device.matmul(Layout::Nn, shape)?,
-        "matmul_f32_nt" => device.matmul(Layout::Nt, shape)?,
-        "matmul_f32_tn" => device.matmul(Layout::Tn, shape)?,
-        "nf4_dequantize_f32" => device.nf4::<f32>(false, shape)?,
-        "nf4_dequantize_f16" => device.nf4::<f16>(false, shape)?,
-        "nf4_dequantize_bf16" => device.nf4::<bf16>(false, shape)?,
-        "nf4_dequantize_nested_f32" => device.nf4::<f32>(true, shape)?,
-        "nf4_dequantize_nested_f16" => device.nf4::<f16>(true, shape)?,
-        "nf4_dequantize_nested_bf16" => device.nf4::<bf16>(true, shape)?,
-        _ => bail!("benches/kernel_report/counted.rs does not say how to launch {kernel}"),
-    };
+    let shape = FAMILIES
+        .iter()
+        .find_map(|launch| launch(&device, kernel, shape).transpose())
+        .with_context(|| {
+            format!("no file of benches/kernel_report/counted/ says how to launch {kernel}")
+        })??;
+    // A launcher may need more than one kernel.
     let launch = simulator
         .take_launches()
-        .pop()
-        .context("the launch was not counted")?;
-    anyhow::ensure!(
-        launch.kernel == kernel,
-        "launched {} for {kernel}",
-        launch.kernel
-    );
+        .into_iter()
+        .find(|launch| launch.kernel == kernel)
+        .with_context(|| format!("{kernel} was not launched on this shape"))?;
     let shape = shape
         .iter()
         .map(u64::to_string)
@@ -77,62 +73,17 @@ fn extents<const N: usize>(shape: Option<&[u64]>, own: [u64; N]) -> Result<[u64;
 }
 
 impl Device {
-    fn matmul(&self, layout: Layout, shape: Option<&[u64]>) -> Result<Vec<u64>> {
-        let [m, n, k] = extents(shape, [256, 256, 256])?;
-        let zeros = |count: u64| self.stream.alloc_zeros::<f32>(count as usize);
-        let (a, b, mut c) = (zeros(m * k)?, zeros(k * n)?, zeros(m * n)?);
-        let extents = MatmulShape {
-            m: m.try_into()?,
-            n: n.try_into()?,
-            k: k.try_into()?,
-        };
-        matmul(
-            &self.kernels,
-            &self.stream,
-            layout,
-            extents,
-            &a.as_view(),
-            &b.as_view(),
-            &mut c.as_view_mut(),
-        )?;
-        Ok(vec![m, n, k])
+    /// A buffer of zeros.
+    fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, count: u64) -> Result<CudaSlice<T>> {
+        Ok(self.stream.alloc_zeros(usize::try_from(count)?)?)
     }
 
-    fn nf4<T: Nf4Output + ValidAsZeroBits>(
-        &self,
-        nested: bool,
-        shape: Option<&[u64]>,
-    ) -> Result<Vec<u64>> {
-        let [elements, block_size] = extents(shape, [1 << 20, 64])?;
-        let blocks = elements.div_ceil(block_size.max(1)) as usize;
-        let packed = self
-            .stream
-            .alloc_zeros::<u8>(elements.div_ceil(2) as usize)?;
-        let absmax = self.stream.alloc_zeros::<f32>(blocks)?;
-        let codes = self.stream.alloc_zeros::<u8>(blocks)?;
-        let quant_map = self.stream.alloc_zeros::<f32>(256)?;
-        let outer = self.stream.alloc_zeros::<f32>(blocks.div_ceil(256))?;
-        let mut out = self.stream.alloc_zeros::<T>(elements as usize)?;
-        let (plain, codes) = (absmax.as_view(), codes.as_view());
-        let (quant_map, outer) = (quant_map.as_view(), outer.as_view());
-        let statistics = match nested {
-            false => Absmax::Plain(&plain),
-            true => Absmax::Nested {
-                absmax: &codes,
-                nested_quant_map: &quant_map,
-                nested_absmax: &outer,
-                offset: 0.0,
-            },
-        };
-        dequantize(
-            &self.kernels,
-            &self.stream,
-            &packed.as_view(),
-            statistics,
-            block_size.try_into()?,
-            &mut out.as_view_mut(),
-        )?;
-        Ok(vec![elements, block_size])
+    fn operand<'a, T: Stored>(&'a self, values: &'a CudaSlice<T>) -> Operand<'a> {
+        Operand::of(values, &self.stream)
+    }
+
+    fn operand_mut<'a, T: Stored>(&'a self, values: &'a mut CudaSlice<T>) -> OperandMut<'a> {
+        OperandMut::of(values, &self.stream)
     }
 }
 
