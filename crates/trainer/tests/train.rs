@@ -150,6 +150,53 @@ fn resuming_what_was_never_started_is_said() {
     assert!(message.contains("out"), "{message}");
 }
 
+/// A limit on the size of files stands for a full disk: the write that goes beyond it fails.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_is_one_sentence_and_harms_nothing() {
+    let Some(case) = case("llama-lora") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let run = |steps: &str| {
+        let mut command = train(&case.join("base"), &case.join("train.jsonl"), &output);
+        command.args(["--save-steps", "2", "--steps", steps]);
+        command
+    };
+    run("2").assert().success();
+    let saved = [
+        "adapter_model.safetensors",
+        "checkpoint/adapter_model.safetensors",
+    ];
+    let contents = || saved.map(|name| fs::read(output.join(name)).unwrap());
+    let before = contents();
+    let entries = || {
+        let mut names: Vec<_> = fs::read_dir(&output)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    let files = entries();
+
+    // Half of the adapter still fits; without a handler for the signal the program would be ended by it.
+    let blocks = before[0].len() / 2 / 512;
+    let mut limited = Command::new("sh");
+    limited
+        .args([
+            "-c",
+            &format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\""),
+        ])
+        .arg(env!("CARGO_BIN_EXE_fuselora"))
+        .args(run("4").arg("--resume").get_args());
+    let message = complaint(&mut limited);
+    assert!(message.contains("adapter_model.safetensors"), "{message}");
+    assert!(contents() == before, "what was saved has changed");
+    assert_eq!(entries(), files);
+}
+
 #[cfg(unix)]
 #[test]
 fn a_run_stopped_by_ctrl_c_continues_to_the_bit() {

@@ -20,6 +20,9 @@ const SIMILAR: f64 = 0.75;
 /// clap's own error for a wrong command line (its `exit` prints help and version too), or a
 /// [`mistake::Mistake`] that names the configuration file and the key.
 pub fn parse(arguments: Vec<OsString>) -> anyhow::Result<Cli> {
+    if arguments.iter().any(|argument| argument == HELP_ALL) {
+        return Err(help_all(arguments).into());
+    }
     let cli = parse_flags(&arguments)?;
     let Command::Train(config) = &cli.command else {
         return Ok(cli);
@@ -33,6 +36,22 @@ pub fn parse(arguments: Vec<OsString>) -> anyhow::Result<Cli> {
     let alone = [program_and_command, &from_file].concat();
     parse_flags(&alone).map_err(|error| mistake!("{}: {}", file.display(), sentence(&error)))?;
     Ok(parse_flags(&[&alone, &arguments[2..]].concat())?)
+}
+
+const HELP_ALL: &str = "--help-all";
+
+/// The help of the command in `arguments` with every flag, which clap gives as an error.
+fn help_all(arguments: Vec<OsString>) -> clap::Error {
+    let asked = arguments.into_iter().map(|argument| match argument {
+        all if all == HELP_ALL => "--help".into(),
+        other => other,
+    });
+    let mut command = Cli::command()
+        .mut_subcommands(|command| command.mut_args(|argument| argument.hide_short_help(false)));
+    match command.try_get_matches_from_mut(asked) {
+        Err(help) => help,
+        Ok(_) => command.error(clap::error::ErrorKind::MissingSubcommand, "no command"),
+    }
 }
 
 /// The first line of clap's message, without its "error: ".

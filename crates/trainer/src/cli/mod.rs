@@ -37,6 +37,10 @@ pub struct Cli {
     // The short form, one line a flag, whether asked by -h or --help.
     #[arg(short, long, global = true, action = clap::ArgAction::HelpShort)]
     help: Option<bool>,
+    /// Print help with the rarer flags too
+    // Answered by `parse`, before clap misses flags that are required.
+    #[arg(long, global = true)]
+    help_all: bool,
 }
 
 /// The commands.
@@ -64,17 +68,17 @@ pub enum Command {
 #[command(next_help_heading = "Data")]
 pub struct RowArgs {
     /// Field that holds the prompt, in place of `prompt`
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, hide_short_help = true, value_name = "NAME")]
     pub prompt_field: Option<String>,
     /// Field that holds the completion
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, hide_short_help = true, value_name = "NAME")]
     pub completion_field: Option<String>,
     /// Learn completions only; `=false`: prompts too
     #[arg(long, alias = "completion-only-loss", value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = true,
         default_missing_value = "true", num_args = 0..=1, require_equals = true)]
     pub mask_prompt: bool,
     /// Plain text even where the model has a chat template
-    #[arg(long, value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = false,
+    #[arg(long, hide_short_help = true, value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = false,
         default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_default_value = true)]
     pub no_chat_template: bool,
     /// Longer rows keep their beginning

@@ -33,13 +33,13 @@ pub struct TrainConfig {
     #[arg(long, alias = "train-data", value_name = "PATH")]
     pub data: Option<PathBuf>,
     /// Held-out rows, in place of the folder's valid.jsonl
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, hide_short_help = true, value_name = "PATH")]
     pub eval_data: Option<PathBuf>,
     /// Folder for the adapter and the records of the run
     #[arg(long, aliases = ["output-dir", "adapter-path"], value_name = "DIR")]
     pub output: Option<PathBuf>,
     /// Adapter to start from, in place of a new one
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, hide_short_help = true, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// Continue from the last checkpoint in the output folder
     #[arg(long, value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = false,
@@ -91,7 +91,7 @@ pub struct LoraArgs {
     #[arg(long, alias = "dropout", value_name = "F", default_value_t = 0.0, value_parser = share)]
     pub lora_dropout: f64,
     /// Scale by alpha / sqrt(rank) instead
-    #[arg(long, value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = false,
+    #[arg(long, hide_short_help = true, value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = false,
         default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_default_value = true)]
     pub use_rslora: bool,
     /// all-linear, names such as q_proj,v_proj, or a regex
@@ -126,25 +126,25 @@ pub struct OptimizationArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub warmup_steps: u64,
     /// The same as a share of all steps
-    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = share)]
+    #[arg(long, hide_short_help = true, value_name = "F", default_value_t = 0.0, value_parser = share)]
     pub warmup_ratio: f64,
     /// Gradients are clipped to this norm; 0: not
-    #[arg(long, value_name = "F", default_value_t = 1.0, value_parser = not_negative)]
+    #[arg(long, hide_short_help = true, value_name = "F", default_value_t = 1.0, value_parser = not_negative)]
     pub max_grad_norm: f64,
     /// AdamW's decoupled weight decay
-    #[arg(long, value_name = "F", default_value_t = 0.0, value_parser = not_negative)]
+    #[arg(long, hide_short_help = true, value_name = "F", default_value_t = 0.0, value_parser = not_negative)]
     pub weight_decay: f64,
     /// AdamW's beta1
-    #[arg(long, value_name = "F", default_value_t = 0.9, value_parser = share)]
+    #[arg(long, hide_short_help = true, value_name = "F", default_value_t = 0.9, value_parser = share)]
     pub adam_beta1: f64,
     /// AdamW's beta2
-    #[arg(long, value_name = "F", default_value_t = 0.999, value_parser = share)]
+    #[arg(long, hide_short_help = true, value_name = "F", default_value_t = 0.999, value_parser = share)]
     pub adam_beta2: f64,
     /// AdamW's epsilon
-    #[arg(long, value_name = "F", default_value_t = 1e-8, value_parser = positive)]
+    #[arg(long, hide_short_help = true, value_name = "F", default_value_t = 1e-8, value_parser = positive)]
     pub adam_epsilon: f64,
     /// Rows in file order
-    #[arg(long, value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = false,
+    #[arg(long, hide_short_help = true, value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = false,
         default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_default_value = true)]
     pub no_shuffle: bool,
     /// Of order, initialization and dropout
@@ -164,10 +164,10 @@ pub struct IntervalArgs {
     #[arg(long, alias = "save-every", value_name = "N", value_parser = steps)]
     pub save_steps: Option<u64>,
     /// Print a line every N steps where there is no terminal
-    #[arg(long, alias = "steps-per-report", value_name = "N", default_value_t = 10, value_parser = steps)]
+    #[arg(long, hide_short_help = true, alias = "steps-per-report", value_name = "N", default_value_t = 10, value_parser = steps)]
     pub logging_steps: u64,
     /// Held-out prompts answered before and after, for the report
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, hide_short_help = true, value_name = "N", default_value_t = 2)]
     pub sample_answers: usize,
 }
 
