@@ -142,7 +142,7 @@ table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .45rem .7rem .45rem 0; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--quiet); }
 .answers { table-layout: fixed; }
-.answers div { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 16rem; overflow-y: auto; }
+.answers div { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 24rem; overflow-y: auto; }
 .settings th { width: 16rem; font-weight: 400; }
 .settings td { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
 @media (prefers-color-scheme: dark) {
