@@ -19,6 +19,12 @@ pub mod abi {
     unsafe impl cudarc::driver::DeviceRepr for Nf4Shape {}
     // SAFETY: as above.
     unsafe impl cudarc::driver::DeviceRepr for MatmulShape {}
+    // SAFETY: as above.
+    unsafe impl cudarc::driver::DeviceRepr for LoraProduct {}
+    // SAFETY: as above.
+    unsafe impl cudarc::driver::DeviceRepr for LoraPass {}
+    // SAFETY: as above.
+    unsafe impl cudarc::driver::DeviceRepr for LoraSums {}
 }
 
 /// The embedded PTX and the table of kernels.
@@ -67,6 +73,7 @@ pub mod modules {
     }
 }
 
+pub mod lora_linear;
 pub mod matmul;
 pub mod nf4;
 

@@ -6,6 +6,7 @@
 #![cfg(feature = "cuda")]
 
 mod device;
+mod lora_linear;
 mod matmul;
 mod nf4;
 
@@ -15,7 +16,7 @@ use std::process::Command;
 
 #[test]
 fn every_kernel_is_tested() {
-    let tested: BTreeSet<&str> = [matmul::KERNELS, nf4::KERNELS]
+    let tested: BTreeSet<&str> = [lora_linear::KERNELS, matmul::KERNELS, nf4::KERNELS]
         .concat()
         .into_iter()
         .collect();

@@ -1,5 +1,6 @@
 //! What the simulator counts for each kernel on a shape, launched as production launches it.
 
+mod lora_linear;
 mod matmul;
 mod nf4;
 
@@ -27,7 +28,7 @@ struct Device {
 /// nothing where the kernel is of another family.
 type Launch = fn(&Device, kernel: &str, shape: Option<&[u64]>) -> Result<Option<Vec<u64>>>;
 
-const FAMILIES: [Launch; 2] = [matmul::launch, nf4::launch];
+const FAMILIES: [Launch; 3] = [lora_linear::launch, matmul::launch, nf4::launch];
 
 /// Launches a kernel on `shape`, or on its own, and counts.
 pub fn count(kernel: &str, shape: Option<&[u64]>) -> Result<Counted> {

@@ -1,0 +1,205 @@
+//! A frozen linear layer with its low-rank update as one operation, for projections that share an
+//! input: `y = x·Wᵀ + bias + scaling · drop(x)·Aᵀ·Bᵀ`, forward and backward.
+//!
+//! The activations, `x`, `y`, `dy`, `dx`, and the weights are stored in one type. Everything of the
+//! update (`lora_a`, `lora_b`, `h`, gradients) and the bias are f32, and so are all sums. No sum
+//! depends on the order in which blocks run.
+
+mod backward;
+mod forward;
+mod pass;
+mod product;
+
+pub use backward::{Backward, Gradients, backward, backward_workspace};
+pub use forward::{Output, forward, forward_workspace};
+
+use crate::abi::{LORA_MAX_GROUP, LORA_MAX_RANK, LoraDropout};
+use crate::{Element, LaunchError, Operand};
+
+/// One linear layer.
+#[derive(Debug, Clone, Copy)]
+pub struct Projection<'a> {
+    /// The frozen weight, `[out, in]`.
+    pub weight: Operand<'a>,
+    /// Added to each row of the output, `[out]` f32.
+    pub bias: Option<Operand<'a>>,
+    /// Rows of the weight.
+    pub out_features: u32,
+    /// The low-rank update.
+    pub lora: Option<Lora<'a>>,
+}
+
+/// A low-rank update `scaling·B·A` of a weight.
+#[derive(Debug, Clone, Copy)]
+pub struct Lora<'a> {
+    /// The down-projection, `[rank, in]` f32.
+    pub a: Operand<'a>,
+    /// The up-projection, `[out, rank]` f32.
+    pub b: Operand<'a>,
+    /// From 1 to 256.
+    pub rank: u32,
+    /// `alpha/rank`, or `alpha/√rank` for rsLoRA.
+    pub scaling: f32,
+    /// Dropout of the update's input.
+    pub dropout: Option<Dropout>,
+}
+
+/// Dropout whose mask is a function of the position, as `dropout.cuh` defines it.
+#[derive(Debug, Clone, Copy)]
+pub struct Dropout {
+    /// The probability that an element becomes zero, in 0..1.
+    pub probability: f32,
+    /// The key of the run.
+    pub seed: u64,
+    /// Tells the projections of a model apart.
+    pub stream: u32,
+    /// Tells the micro-steps of a run apart.
+    pub step: u32,
+}
+
+impl Lora<'_> {
+    /// The dropout as kernels take it; a probability of 0 is none.
+    fn dropout(&self) -> LoraDropout {
+        match self.dropout {
+            None => LoraDropout::default(),
+            Some(Dropout {
+                probability,
+                seed,
+                stream,
+                step,
+            }) => LoraDropout {
+                seed,
+                stream,
+                step,
+                probability,
+                kept: 1.0 / (1.0 - probability),
+            },
+        }
+    }
+}
+
+/// What the tensors of a call must agree with.
+#[derive(Debug, Clone, Copy)]
+struct Input {
+    tokens: u32,
+    in_features: u32,
+    element: Element,
+}
+
+impl Input {
+    fn check(
+        tokens: u32,
+        in_features: u32,
+        x: &Operand,
+        projections: usize,
+    ) -> Result<Input, LaunchError> {
+        if !matches!(x.element(), Element::F32 | Element::F16 | Element::Bf16) {
+            return Err(LaunchError::Element {
+                tensor: "x",
+                expected: Element::F32,
+                found: x.element(),
+            });
+        }
+        x.expect("x", x.element(), u64::from(tokens) * u64::from(in_features))?;
+        if projections > LORA_MAX_GROUP as usize {
+            return Err(LaunchError::Parameter {
+                parameter: "projections",
+                found: projections as u64,
+                expected: "at most 4 can share an input",
+            });
+        }
+        Ok(Input {
+            tokens,
+            in_features,
+            element: x.element(),
+        })
+    }
+
+    fn check_projection(&self, projection: &Projection) -> Result<(), LaunchError> {
+        let (out, in_features) = (
+            u64::from(projection.out_features),
+            u64::from(self.in_features),
+        );
+        projection
+            .weight
+            .expect("weight", self.element, out * in_features)?;
+        if let Some(bias) = projection.bias {
+            bias.expect("bias", Element::F32, out)?;
+        }
+        let Some(lora) = &projection.lora else {
+            return Ok(());
+        };
+        let rank = u64::from(lora.rank);
+        if !(1..=LORA_MAX_RANK).contains(&lora.rank) {
+            return Err(LaunchError::Parameter {
+                parameter: "rank",
+                found: rank,
+                expected: "it must be from 1 to 256",
+            });
+        }
+        if let Some(dropout) = lora.dropout
+            && !(0.0..1.0).contains(&dropout.probability)
+        {
+            return Err(LaunchError::Parameter {
+                parameter: "dropout probability, in percent",
+                found: (100.0 * dropout.probability) as u64,
+                expected: "it must be at least 0 and below 100",
+            });
+        }
+        lora.a.expect("lora_a", Element::F32, rank * in_features)?;
+        lora.b.expect("lora_b", Element::F32, out * rank)
+    }
+
+    /// `[tokens, features]` of the activations' type.
+    fn expect_activations(
+        &self,
+        tensor: &'static str,
+        operand: &Operand,
+        features: u32,
+    ) -> Result<(), LaunchError> {
+        let len = u64::from(self.tokens) * u64::from(features);
+        operand.expect(tensor, self.element, len)
+    }
+
+    /// `[tokens, rank]` f32.
+    fn expect_low_rank(
+        &self,
+        tensor: &'static str,
+        operand: &Operand,
+        lora: &Lora,
+    ) -> Result<(), LaunchError> {
+        let len = u64::from(self.tokens) * u64::from(lora.rank);
+        operand.expect(tensor, Element::F32, len)
+    }
+}
+
+/// A buffer that a call needs while it runs, handed out part by part: f32, every part at a multiple
+/// of 16 bytes.
+struct Workspace {
+    next: u64,
+}
+
+impl Workspace {
+    /// Checks that `buffer` holds at least `len` elements.
+    fn new(buffer: &Operand, len: u64) -> Result<Workspace, LaunchError> {
+        buffer.expect("workspace", Element::F32, buffer.len().max(len))?;
+        if len > 0 {
+            buffer.expect_aligned("workspace", 16)?;
+        }
+        Ok(Workspace {
+            next: buffer.address(),
+        })
+    }
+
+    /// What [`Workspace::take`] uses up for `len` elements.
+    fn padded(len: u64) -> u64 {
+        len.next_multiple_of(4)
+    }
+
+    /// The address of the next `len` elements.
+    fn take(&mut self, len: u64) -> u64 {
+        let address = self.next;
+        self.next += 4 * Workspace::padded(len);
+        address
+    }
+}
