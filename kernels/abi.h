@@ -115,3 +115,94 @@ constexpr uint32_t LORA_THREADS = 256;
 // Ranks, and the most features with sums over tokens, of a block of a pass in f32.
 constexpr uint32_t LORA_PASS_F32_RANKS = 16;
 constexpr uint32_t LORA_PASS_F32_FEATURES = 256;
+
+// ---- elementwise, activation ----
+
+constexpr uint32_t ELEMENTWISE_THREADS = 256;
+constexpr uint32_t ACTIVATION_THREADS = 256;
+
+// ---- embedding ----
+
+// table [rows, width]
+struct EmbeddingShape {
+    uint32_t rows;
+    uint32_t width;
+};
+
+constexpr uint32_t EMBEDDING_THREADS = 128;
+
+// ---- norm ----
+
+// x [tokens, width]
+struct NormShape {
+    uint32_t tokens;
+    uint32_t width;
+    float eps;
+};
+
+// The most threads per token, and the tile of the kernels that sum over tokens.
+constexpr uint32_t NORM_MAX_THREADS = 256;
+constexpr uint32_t NORM_COLUMNS = 32;
+constexpr uint32_t NORM_ROW_LANES = 8;
+
+// ---- rope ----
+
+// x [tokens, heads * head_dim]; cos and sin [table_rows, half]
+struct RopeShape {
+    uint32_t heads;
+    uint32_t head_dim;
+    uint32_t half;
+    uint32_t table_rows;
+    // 1 turns by the positions, -1 back.
+    float direction;
+};
+
+constexpr uint32_t ROPE_THREADS = 128;
+
+// ---- loss ----
+
+// logits [n, vocab]
+struct LossShape {
+    uint32_t vocab;
+    float grad_scale;
+};
+
+constexpr uint32_t CROSS_ENTROPY_THREADS = 512;
+
+// ---- optimizer ----
+
+constexpr uint32_t OPTIMIZER_THREADS = 256;
+constexpr uint32_t OPTIMIZER_CHUNK = 4096;
+// As many as a launch's 4 KB of parameters hold.
+constexpr uint32_t OPTIMIZER_TENSORS = 64;
+
+// One f32 tensor with its gradient and moments, as addresses on the device.
+struct OptimizerTensor {
+    uint64_t param;
+    uint64_t grad;
+    uint64_t m;
+    uint64_t v;
+    uint32_t elements;
+    // The block that its first chunk belongs to.
+    uint32_t first_block;
+    // 1 - lr * weight_decay
+    float decay;
+    // lr / (1 - beta1^t)
+    float step_size;
+};
+
+struct OptimizerTable {
+    OptimizerTensor tensors[OPTIMIZER_TENSORS];
+    uint32_t count;
+};
+
+// What all tensors of a step share.
+struct AdamWStep {
+    float new1;  // 1 - beta1
+    float keep2; // beta2
+    float new2;  // 1 - beta2
+    float inv_sqrt_correction2;
+    float eps;
+    // 0: not clipped.
+    float max_grad_norm;
+};

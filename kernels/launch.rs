@@ -138,6 +138,58 @@ impl Kernels {
     }
 }
 
+/// The kernels of one operation, by how activations are stored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ByStorage {
+    pub f32: &'static Kernel,
+    pub f16: &'static Kernel,
+    pub bf16: &'static Kernel,
+}
+
+impl ByStorage {
+    /// The kernel for `tensor`, whose elements decide.
+    pub fn of(
+        &self,
+        tensor: &'static str,
+        element: Element,
+    ) -> Result<&'static Kernel, LaunchError> {
+        match element {
+            Element::F32 => Ok(self.f32),
+            Element::F16 => Ok(self.f16),
+            Element::Bf16 => Ok(self.bf16),
+            found => Err(LaunchError::Element {
+                tensor,
+                expected: Element::F32,
+                found,
+            }),
+        }
+    }
+}
+
+/// Launches a kernel on the stream of `$kernels`: grid, threads, then the kernel's parameters in order. It is
+/// unsafe to expand: the parameters must be the kernel's, and the buffers as long as it reads and writes.
+macro_rules! launch {
+    ($kernels:expr, $kernel:expr, $grid:expr, $block:expr, $($parameter:expr),+ $(,)?) => {{
+        let function = $kernels.function($kernel)?;
+        let mut launch = $kernels.stream().launch_builder(&function);
+        let config = cudarc::driver::LaunchConfig {
+            grid_dim: $grid,
+            block_dim: $block,
+            shared_mem_bytes: 0,
+        };
+        launch!(@push launch, config, $($parameter),+)
+    }};
+    (@push $launch:ident, $config:ident, $first:expr $(, $rest:expr)*) => {{
+        let parameter = $first;
+        cudarc::driver::PushKernelArg::arg(&mut $launch, &parameter);
+        launch!(@push $launch, $config $(, $rest)*)
+    }};
+    (@push $launch:ident, $config:ident) => {
+        $launch.launch($config).map(|_| ())?
+    };
+}
+pub(crate) use launch;
+
 /// A grid dimension: as many blocks of `per_block` items as cover `items`.
 pub(crate) fn blocks(
     parameter: &'static str,

@@ -15,16 +15,30 @@
 pub mod abi {
     include!(concat!(env!("OUT_DIR"), "/abi.rs"));
 
+    use cudarc::driver::DeviceRepr;
+
     // SAFETY: plain C structs of numbers, laid out by bindgen as the kernels' compiler lays them.
-    unsafe impl cudarc::driver::DeviceRepr for Nf4Shape {}
+    unsafe impl DeviceRepr for AdamWStep {}
     // SAFETY: as above.
-    unsafe impl cudarc::driver::DeviceRepr for MatmulShape {}
+    unsafe impl DeviceRepr for EmbeddingShape {}
     // SAFETY: as above.
-    unsafe impl cudarc::driver::DeviceRepr for LoraProduct {}
+    unsafe impl DeviceRepr for LoraPass {}
     // SAFETY: as above.
-    unsafe impl cudarc::driver::DeviceRepr for LoraPass {}
+    unsafe impl DeviceRepr for LoraProduct {}
     // SAFETY: as above.
-    unsafe impl cudarc::driver::DeviceRepr for LoraSums {}
+    unsafe impl DeviceRepr for LoraSums {}
+    // SAFETY: as above.
+    unsafe impl DeviceRepr for LossShape {}
+    // SAFETY: as above.
+    unsafe impl DeviceRepr for MatmulShape {}
+    // SAFETY: as above.
+    unsafe impl DeviceRepr for Nf4Shape {}
+    // SAFETY: as above.
+    unsafe impl DeviceRepr for NormShape {}
+    // SAFETY: as above.
+    unsafe impl DeviceRepr for OptimizerTable {}
+    // SAFETY: as above.
+    unsafe impl DeviceRepr for RopeShape {}
 }
 
 /// The embedded PTX and the table of kernels.
@@ -73,9 +87,16 @@ pub mod modules {
     }
 }
 
+pub mod activation;
+pub mod elementwise;
+pub mod embedding;
 pub mod lora_linear;
+pub mod loss;
 pub mod matmul;
 pub mod nf4;
+pub mod norm;
+pub mod optimizer;
+pub mod rope;
 
 mod launch;
 mod operand;

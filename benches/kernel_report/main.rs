@@ -16,7 +16,7 @@ const HELP: &str = "\
 cargo xtask kernels [OPTIONS]
 
   --kernel NAME   only this kernel
-  --shape AxBx..  on this shape (lora_linear: TOKENSxINxOUTxRANK; matmul: MxNxK; nf4: ELEMENTSxBLOCK_SIZE)
+  --shape AxBx..  on this shape, with the extents that the report names for it
   --json          as JSON
   --write         write docs/kernel-report.md
   --check         fail if docs/kernel-report.md is not what would be written

@@ -5,10 +5,18 @@
 //! here.
 #![cfg(feature = "cuda")]
 
+mod activation;
 mod device;
 mod lora_linear;
+mod elementwise;
+mod embedding;
+mod loss;
 mod matmul;
 mod nf4;
+mod norm;
+mod optimizer;
+mod rope;
+mod storage;
 
 use fuselora_kernels::modules;
 use std::collections::BTreeSet;
@@ -16,10 +24,19 @@ use std::process::Command;
 
 #[test]
 fn every_kernel_is_tested() {
-    let tested: BTreeSet<&str> = [lora_linear::KERNELS, matmul::KERNELS, nf4::KERNELS]
-        .concat()
-        .into_iter()
-        .collect();
+    let families = [
+        activation::KERNELS,
+        elementwise::KERNELS,
+        embedding::KERNELS,
+        lora_linear::KERNELS,
+        loss::KERNELS,
+        matmul::KERNELS,
+        nf4::KERNELS,
+        norm::KERNELS,
+        optimizer::KERNELS,
+        rope::KERNELS,
+    ];
+    let tested: BTreeSet<&str> = families.concat().into_iter().collect();
     let all: BTreeSet<&str> = modules::KERNELS.iter().map(|kernel| kernel.name).collect();
     let untested: Vec<_> = all.difference(&tested).collect();
     assert!(untested.is_empty(), "no test lists {untested:?}");

@@ -1,8 +1,28 @@
 //! What the simulator counts for each kernel on a shape, launched as production launches it.
 
+/// `run::<T>("name", ...)` for the kernel `name_f32`, `name_f16` or `name_bf16`, nothing for other names.
+macro_rules! by_storage {
+    ($kernel:expr, $run:ident($($argument:expr),*)) => {
+        match $kernel.rsplit_once('_') {
+            Some((operation, "f32")) => $run::<f32>(operation, $($argument),*),
+            Some((operation, "f16")) => $run::<half::f16>(operation, $($argument),*),
+            Some((operation, "bf16")) => $run::<half::bf16>(operation, $($argument),*),
+            _ => Ok(None),
+        }
+    };
+}
+use by_storage;
+
+mod activation;
+mod elementwise;
+mod embedding;
 mod lora_linear;
+mod loss;
 mod matmul;
 mod nf4;
+mod norm;
+mod optimizer;
+mod rope;
 
 use crate::table;
 use anyhow::{Context, Result};
@@ -28,7 +48,23 @@ struct Device {
 /// nothing where the kernel is of another family.
 type Launch = fn(&Device, kernel: &str, shape: Option<&[u64]>) -> Result<Option<Vec<u64>>>;
 
-const FAMILIES: [Launch; 3] = [lora_linear::launch, matmul::launch, nf4::launch];
+const FAMILIES: [Launch; 10] = [
+    activation::launch,
+    elementwise::launch,
+    embedding::launch,
+    lora_linear::launch,
+    loss::launch,
+    matmul::launch,
+    nf4::launch,
+    norm::launch,
+    optimizer::launch,
+    rope::launch,
+];
+
+/// The types of a kernel's elements.
+trait Counting: Stored + DeviceRepr + ValidAsZeroBits {}
+
+impl<T: Stored + DeviceRepr + ValidAsZeroBits> Counting for T {}
 
 /// Launches a kernel on `shape`, or on its own, and counts.
 pub fn count(kernel: &str, shape: Option<&[u64]>) -> Result<Counted> {

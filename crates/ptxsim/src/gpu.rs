@@ -246,11 +246,19 @@ impl Kernel {
         required.or(self.program.max_threads).unwrap_or(1024)
     }
 
-    /// An upper estimate of the 32-bit registers that a thread needs: what the PTX declares, at
-    /// most the 255 that a GPU gives. The true number is the assembler's choice.
+    /// An upper estimate of the 32-bit registers that a thread needs: what the PTX declares, at most the 255
+    /// that a GPU gives, and no more than leave room for as many threads as `.maxntid` promises. The true
+    /// number is the assembler's choice.
     pub fn registers(&self) -> u32 {
+        const OF_A_BLOCK: u32 = 65536;
         let counts = self.program.registers;
-        (counts.words + 2 * counts.wides).clamp(1, 255)
+        let promised = self
+            .program
+            .max_threads
+            .map_or(255, |threads| OF_A_BLOCK / threads.max(1));
+        (counts.words + 2 * counts.wides)
+            .min(promised)
+            .clamp(1, 255)
     }
 }
 

@@ -1,0 +1,125 @@
+// Activations of the feed-forward block, forward and backward
+//
+//   swiglu  act = silu(gate) up                                     silu(x) = x sigmoid(x)
+//           dgate = dact up (s + silu (1 - s)),  dup = dact silu    with s = sigmoid(gate)
+//   gelu    y = x Phi(x), exactly ("erf") or by the tanh approximation of GPT-2;  dx = dy y'(x)
+//
+// Layouts   all [elements], aligned to 16 bytes. Backward is in place: dgate over gate, dup over up, dx
+//           over dy. Arithmetic in f32.
+// Launch    ACTIVATION_THREADS threads per block, one vector of 16 bytes each, the rest element by
+//           element.
+// Traffic   swiglu: 2 in, 1 out; backward 3 in, 2 out. gelu: 1 in, 1 out; backward 2 in, 1 out.
+#include "../storage.cuh"
+#include "abi.h"
+
+__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+struct Swiglu {
+    __device__ static float forward(float gate, float up) { return gate * sigmoid(gate) * up; }
+    __device__ static void backward(float dact, float &gate, float &up) {
+        float s = sigmoid(gate), silu = gate * s;
+        gate = dact * up * (s + silu * (1.0f - s));
+        up = dact * silu;
+    }
+};
+
+struct GeluTanh {
+    static constexpr float SCALE = 0.7978845608028654f;  // sqrt(2 / pi)
+    static constexpr float CUBIC = 0.044715f;
+    __device__ static float forward(float x) {
+        return 0.5f * x * (1.0f + tanhf(SCALE * (x + CUBIC * x * x * x)));
+    }
+    __device__ static float derivative(float x) {
+        float t = tanhf(SCALE * (x + CUBIC * x * x * x));
+        return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * SCALE * (1.0f + 3.0f * CUBIC * x * x);
+    }
+};
+
+struct GeluErf {
+    __device__ static float forward(float x) { return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f)); }
+    __device__ static float derivative(float x) {
+        float density = 0.3989422804014327f * expf(-0.5f * x * x);
+        return 0.5f * (1.0f + erff(x * 0.7071067811865476f)) + x * density;
+    }
+};
+
+template <typename T>
+__device__ void swiglu_forward(const T *gate, const T *up, T *act, uint64_t elements) {
+    for_each_run<ACTIVATION_THREADS, PER_VECTOR<T>>(
+        elements,
+        [&](uint64_t i) {
+            Vector<T> g = Vector<T>::load(gate + i), u = Vector<T>::load(up + i);
+#pragma unroll
+            for (int j = 0; j < PER_VECTOR<T>; ++j) g.values[j] = Swiglu::forward(g.values[j], u.values[j]);
+            g.store(act + i);
+        },
+        [&](uint64_t i) { act[i] = narrow<T>(Swiglu::forward(widen(gate[i]), widen(up[i]))); });
+}
+
+template <typename T> __device__ void swiglu_backward(const T *dact, T *gate, T *up, uint64_t elements) {
+    for_each_run<ACTIVATION_THREADS, PER_VECTOR<T>>(
+        elements,
+        [&](uint64_t i) {
+            Vector<T> d = Vector<T>::load(dact + i), g = Vector<T>::load(gate + i), u = Vector<T>::load(up + i);
+#pragma unroll
+            for (int j = 0; j < PER_VECTOR<T>; ++j) Swiglu::backward(d.values[j], g.values[j], u.values[j]);
+            g.store(gate + i);
+            u.store(up + i);
+        },
+        [&](uint64_t i) {
+            float g = widen(gate[i]), u = widen(up[i]);
+            Swiglu::backward(widen(dact[i]), g, u);
+            gate[i] = narrow<T>(g);
+            up[i] = narrow<T>(u);
+        });
+}
+
+template <typename Gelu, typename T> __device__ void gelu_forward(const T *x, T *y, uint64_t elements) {
+    for_each_run<ACTIVATION_THREADS, PER_VECTOR<T>>(
+        elements,
+        [&](uint64_t i) {
+            Vector<T> a = Vector<T>::load(x + i);
+#pragma unroll
+            for (int j = 0; j < PER_VECTOR<T>; ++j) a.values[j] = Gelu::forward(a.values[j]);
+            a.store(y + i);
+        },
+        [&](uint64_t i) { y[i] = narrow<T>(Gelu::forward(widen(x[i]))); });
+}
+
+template <typename Gelu, typename T> __device__ void gelu_backward(T *dy, const T *x, uint64_t elements) {
+    for_each_run<ACTIVATION_THREADS, PER_VECTOR<T>>(
+        elements,
+        [&](uint64_t i) {
+            Vector<T> d = Vector<T>::load(dy + i), a = Vector<T>::load(x + i);
+#pragma unroll
+            for (int j = 0; j < PER_VECTOR<T>; ++j) d.values[j] *= Gelu::derivative(a.values[j]);
+            d.store(dy + i);
+        },
+        [&](uint64_t i) { dy[i] = narrow<T>(widen(dy[i]) * Gelu::derivative(widen(x[i]))); });
+}
+
+#define KERNEL extern "C" __global__ void __launch_bounds__(ACTIVATION_THREADS)
+
+#define ACTIVATION(name, T)                                                                       \
+    KERNEL swiglu_forward_##name(const T *gate, const T *up, T *act, uint64_t elements) {         \
+        swiglu_forward(gate, up, act, elements);                                                  \
+    }                                                                                             \
+    KERNEL swiglu_backward_##name(const T *dact, T *gate, T *up, uint64_t elements) {             \
+        swiglu_backward(dact, gate, up, elements);                                                \
+    }                                                                                             \
+    KERNEL gelu_tanh_forward_##name(const T *x, T *y, uint64_t elements) {                        \
+        gelu_forward<GeluTanh>(x, y, elements);                                                   \
+    }                                                                                             \
+    KERNEL gelu_tanh_backward_##name(T *dy, const T *x, uint64_t elements) {                      \
+        gelu_backward<GeluTanh>(dy, x, elements);                                                 \
+    }                                                                                             \
+    KERNEL gelu_erf_forward_##name(const T *x, T *y, uint64_t elements) {                         \
+        gelu_forward<GeluErf>(x, y, elements);                                                    \
+    }                                                                                             \
+    KERNEL gelu_erf_backward_##name(T *dy, const T *x, uint64_t elements) {                       \
+        gelu_backward<GeluErf>(dy, x, elements);                                                  \
+    }
+
+ACTIVATION(f32, float)
+ACTIVATION(f16, __half)
+ACTIVATION(bf16, __nv_bfloat16)

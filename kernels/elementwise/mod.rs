@@ -1,0 +1,147 @@
+//! Element-wise operations on whole tensors. Launches `elementwise.cu`.
+
+use crate::abi::ELEMENTWISE_THREADS;
+use crate::launch::{ByStorage, GRID_X, blocks, launch};
+use crate::modules;
+use crate::{Element, Kernels, LaunchError, Operand, OperandMut};
+
+/// `y [elements] = x [elements]`, rounded to nearest even, between two different types of f32, f16 and bf16.
+///
+/// # Errors
+/// When the lengths differ, a type is none of these or both are the same, a tensor does not start at a
+/// multiple of 16 bytes, or the driver refuses.
+pub fn cast(kernels: &Kernels, x: Operand, y: OperandMut) -> Result<(), LaunchError> {
+    use Element::{Bf16, F16, F32};
+    let kernel = match (x.element(), y.element()) {
+        (F32, F16) => &modules::CAST_F32_F16,
+        (F32, Bf16) => &modules::CAST_F32_BF16,
+        (F16, F32) => &modules::CAST_F16_F32,
+        (F16, Bf16) => &modules::CAST_F16_BF16,
+        (Bf16, F32) => &modules::CAST_BF16_F32,
+        (Bf16, F16) => &modules::CAST_BF16_F16,
+        (found, _) => {
+            return Err(LaunchError::Element {
+                tensor: "y",
+                expected: if found == F32 { Bf16 } else { F32 },
+                found: y.element(),
+            });
+        }
+    };
+    x.expect("x", x.element(), y.len())?;
+    let narrower = x.element().size_in_bytes().min(y.element().size_in_bytes());
+    let Some(grid) = grid("x", &x, narrower)? else {
+        return Ok(());
+    };
+    y.expect_aligned("y", 16)?;
+    // SAFETY: the kernel's parameters in order; both buffers hold as many elements.
+    unsafe {
+        launch!(
+            kernels,
+            kernel,
+            grid,
+            BLOCK,
+            x.address(),
+            y.address(),
+            x.len()
+        );
+    }
+    Ok(())
+}
+
+/// `y [elements] += x [elements]`, f32, f16 or bf16.
+///
+/// # Errors
+/// As [`cast`].
+pub fn add_assign(kernels: &Kernels, x: Operand, y: OperandMut) -> Result<(), LaunchError> {
+    const KERNELS: ByStorage = ByStorage {
+        f32: &modules::ADD_ASSIGN_F32,
+        f16: &modules::ADD_ASSIGN_F16,
+        bf16: &modules::ADD_ASSIGN_BF16,
+    };
+    let kernel = KERNELS.of("y", y.element())?;
+    x.expect("x", y.element(), y.len())?;
+    let Some(grid) = grid("y", &y, y.element().size_in_bytes())? else {
+        return Ok(());
+    };
+    x.expect_aligned("x", 16)?;
+    // SAFETY: as above.
+    unsafe {
+        launch!(
+            kernels,
+            kernel,
+            grid,
+            BLOCK,
+            x.address(),
+            y.address(),
+            y.len()
+        );
+    }
+    Ok(())
+}
+
+/// `x [elements] *= factor`, f32, f16 or bf16.
+///
+/// # Errors
+/// As [`cast`].
+pub fn scale(kernels: &Kernels, x: OperandMut, factor: f32) -> Result<(), LaunchError> {
+    const KERNELS: ByStorage = ByStorage {
+        f32: &modules::SCALE_F32,
+        f16: &modules::SCALE_F16,
+        bf16: &modules::SCALE_BF16,
+    };
+    let kernel = KERNELS.of("x", x.element())?;
+    let Some(grid) = grid("x", &x, x.element().size_in_bytes())? else {
+        return Ok(());
+    };
+    // SAFETY: as above.
+    unsafe {
+        launch!(kernels, kernel, grid, BLOCK, x.address(), factor, x.len());
+    }
+    Ok(())
+}
+
+/// Lowers `first [1]` u32 to the index of the first NaN or infinite element of `x [elements]`, f32, f16 or
+/// bf16. Put `u32::MAX` there first: what is left of it says that every element is finite. An index of
+/// 2^32 - 2 stands for all larger ones too.
+///
+/// # Errors
+/// As [`cast`].
+pub fn find_nonfinite(kernels: &Kernels, x: Operand, first: OperandMut) -> Result<(), LaunchError> {
+    const KERNELS: ByStorage = ByStorage {
+        f32: &modules::FIND_NONFINITE_F32,
+        f16: &modules::FIND_NONFINITE_F16,
+        bf16: &modules::FIND_NONFINITE_BF16,
+    };
+    let kernel = KERNELS.of("x", x.element())?;
+    first.expect("first", Element::U32, 1)?;
+    let Some(grid) = grid("x", &x, x.element().size_in_bytes())? else {
+        return Ok(());
+    };
+    // SAFETY: as above.
+    unsafe {
+        launch!(
+            kernels,
+            kernel,
+            grid,
+            BLOCK,
+            x.address(),
+            first.address(),
+            x.len()
+        );
+    }
+    Ok(())
+}
+
+const BLOCK: (u32, u32, u32) = (ELEMENTWISE_THREADS, 1, 1);
+
+/// The grid for `x`, with 16 bytes of elements of `size` bytes per thread; `None` where there are none.
+fn grid(
+    tensor: &'static str,
+    x: &Operand,
+    size: u64,
+) -> Result<Option<(u32, u32, u32)>, LaunchError> {
+    x.expect_aligned(tensor, 16)?;
+    let per_block = u64::from(ELEMENTWISE_THREADS) * (16 / size);
+    let blocks = blocks(tensor, x.len(), per_block, GRID_X)?;
+    Ok((blocks > 0).then_some((blocks, 1, 1)))
+}

@@ -1,0 +1,101 @@
+//! Rows by index. Launches `embedding.cu`.
+
+use crate::abi::{EMBEDDING_THREADS, EmbeddingShape};
+use crate::launch::{ByStorage, GRID_X, blocks, launch};
+use crate::modules;
+use crate::{Element, Kernels, LaunchError, Operand, OperandMut};
+
+/// `y [n, width] = table [rows, width]` at the rows `ids [n]` u32; `table` and `y` are both f32, f16 or bf16.
+/// An id that is no row ends the launch with a device fault.
+///
+/// # Errors
+/// When a length or type does not fit `shape`, a tensor does not start at a multiple of 16 bytes, or the driver
+/// refuses.
+pub fn gather(
+    kernels: &Kernels,
+    shape: EmbeddingShape,
+    table: Operand,
+    ids: Operand,
+    y: OperandMut,
+) -> Result<(), LaunchError> {
+    const KERNELS: ByStorage = ByStorage {
+        f32: &modules::GATHER_F32,
+        f16: &modules::GATHER_F16,
+        bf16: &modules::GATHER_BF16,
+    };
+    let kernel = KERNELS.of("table", table.element())?;
+    let Some(grid) = grid(shape, table, ids, &y, "y")? else {
+        return Ok(());
+    };
+    // SAFETY: the kernel's parameters in order; every length was checked, and ids are checked by the kernel.
+    unsafe {
+        launch!(
+            kernels,
+            kernel,
+            grid,
+            BLOCK,
+            table.address(),
+            ids.address(),
+            y.address(),
+            shape
+        );
+    }
+    Ok(())
+}
+
+/// `dx [rows, width]` at the rows `ids [n]` u32 `+= dy [n, width]`; rows of the same id are added in order.
+///
+/// # Errors
+/// As [`gather`].
+pub fn scatter_add(
+    kernels: &Kernels,
+    shape: EmbeddingShape,
+    dy: Operand,
+    ids: Operand,
+    dx: OperandMut,
+) -> Result<(), LaunchError> {
+    const KERNELS: ByStorage = ByStorage {
+        f32: &modules::SCATTER_ADD_F32,
+        f16: &modules::SCATTER_ADD_F16,
+        bf16: &modules::SCATTER_ADD_BF16,
+    };
+    let kernel = KERNELS.of("dx", dx.element())?;
+    let Some(grid) = grid(shape, *dx, ids, &dy, "dy")? else {
+        return Ok(());
+    };
+    // SAFETY: as above.
+    unsafe {
+        launch!(
+            kernels,
+            kernel,
+            grid,
+            BLOCK,
+            dy.address(),
+            ids.address(),
+            dx.address(),
+            shape,
+            grid.0
+        );
+    }
+    Ok(())
+}
+
+const BLOCK: (u32, u32, u32) = (EMBEDDING_THREADS, 1, 1);
+
+/// One block per id; `None` where there is nothing to do.
+fn grid(
+    shape: EmbeddingShape,
+    table: Operand,
+    ids: Operand,
+    rows: &Operand,
+    rows_name: &'static str,
+) -> Result<Option<(u32, u32, u32)>, LaunchError> {
+    let width = u64::from(shape.width);
+    table.expect("table", table.element(), u64::from(shape.rows) * width)?;
+    ids.expect("ids", Element::U32, ids.len())?;
+    rows.expect(rows_name, table.element(), ids.len() * width)?;
+    table.expect_aligned("table", 16)?;
+    rows.expect_aligned(rows_name, 16)?;
+    let blocks = blocks("ids", ids.len(), 1, GRID_X)?;
+    Ok((blocks > 0 && width > 0).then_some((blocks, 1, 1)))
+}

@@ -1,0 +1,94 @@
+// Cross-entropy of target tokens, with the gradient in the same launch
+//
+//   losses[i] = log(sum_j exp logits[i, j]) - logits[i, targets[i]]
+//   logits[i, j] = (softmax(logits[i])[j] - (j == targets[i])) grad_scale     cross_entropy_backward
+//   total += sum_i losses[i]                                                  cross_entropy_sum
+//
+// Layouts   logits [n, vocab] of T, read and, by backward, overwritten; targets [n] u32; losses [n] and
+//           total [1] f32. Aligned to 16 bytes. A target beyond the vocabulary traps.
+// Launch    one block of CROSS_ENTROPY_THREADS per row; sum: one block, in f64, in one order.
+// Memory    a thread keeps a running maximum and the sum of exponentials relative to it, so one pass over
+//           the row is enough for the softmax's denominator; the second pass writes the gradient.
+// Traffic   n vocab elements in; backward reads them twice (a row fits the L2 cache) and writes them once.
+#include "../reduce.cuh"
+#include "../storage.cuh"
+#include "abi.h"
+
+template <typename T, typename Body> __device__ void for_each_in_row(uint32_t width, Body body) {
+    if (width % PER_VECTOR<T> == 0) {
+        for (uint32_t i = threadIdx.x * PER_VECTOR<T>; i < width; i += CROSS_ENTROPY_THREADS * PER_VECTOR<T>)
+            body(i, Count<PER_VECTOR<T>>());
+    } else {
+        for (uint32_t i = threadIdx.x; i < width; i += CROSS_ENTROPY_THREADS) body(i, Count<1>());
+    }
+}
+
+template <typename T, bool backward>
+__device__ void cross_entropy(T *logits, const uint32_t *targets, float *losses, LossShape shape) {
+    __shared__ float scratch[32];
+    uint32_t target = targets[blockIdx.x];
+    if (target >= shape.vocab) __trap();
+    T *row = logits + (size_t)blockIdx.x * shape.vocab;
+    float at_target = widen(row[target]);
+
+    float largest = -INFINITY, sum = 0.0f;
+    for_each_in_row<T>(shape.vocab, [&](uint32_t i, auto count) {
+        constexpr int N = decltype(count)::value;
+        float x[N];
+        load_run<T, N>(row + i, x);
+        float run = x[0];
+#pragma unroll
+        for (int j = 1; j < N; ++j) run = fmaxf(run, x[j]);
+        if (run > largest) {
+            sum *= expf(largest - run);
+            largest = run;
+        }
+#pragma unroll
+        for (int j = 0; j < N; ++j) sum += expf(x[j] - largest);
+    });
+    float all = block_reduce<Max>(largest, scratch);
+    sum = block_reduce<Sum>(sum * expf(largest - all), scratch);
+
+    if constexpr (backward) {
+        float factor = shape.grad_scale / sum;
+        for_each_in_row<T>(shape.vocab, [&](uint32_t i, auto count) {
+            constexpr int N = decltype(count)::value;
+            float x[N];
+            load_run<T, N>(row + i, x);
+#pragma unroll
+            for (int j = 0; j < N; ++j)
+                x[j] = expf(x[j] - all) * factor - (i + j == target ? shape.grad_scale : 0.0f);
+            store_run<T, N>(row + i, x);
+        });
+    }
+    if (threadIdx.x == 0) losses[blockIdx.x] = all + logf(sum) - at_target;
+}
+
+#define CROSS_ENTROPY(name, T)                                                                  \
+    extern "C" __global__ void __launch_bounds__(CROSS_ENTROPY_THREADS)                         \
+        cross_entropy_forward_##name(const T *logits, const uint32_t *targets, float *losses,   \
+                                     LossShape shape) {                                         \
+        cross_entropy<T, false>(const_cast<T *>(logits), targets, losses, shape);               \
+    }                                                                                           \
+    extern "C" __global__ void __launch_bounds__(CROSS_ENTROPY_THREADS)                         \
+        cross_entropy_backward_##name(T *logits, const uint32_t *targets, float *losses,        \
+                                      LossShape shape) {                                        \
+        cross_entropy<T, true>(logits, targets, losses, shape);                                 \
+    }
+
+CROSS_ENTROPY(f32, float)
+CROSS_ENTROPY(f16, __half)
+CROSS_ENTROPY(bf16, __nv_bfloat16)
+
+extern "C" __global__ void __launch_bounds__(CROSS_ENTROPY_THREADS)
+    cross_entropy_sum(const float *losses, float *total, uint32_t n) {
+    __shared__ double partial[CROSS_ENTROPY_THREADS];
+    double sum = 0.0;
+    for (uint32_t i = threadIdx.x; i < n; i += CROSS_ENTROPY_THREADS) sum += losses[i];
+    partial[threadIdx.x] = sum;
+    for (uint32_t half = CROSS_ENTROPY_THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) *total += (float)partial[0];
+}

@@ -1,0 +1,105 @@
+// AdamW over many tensors at once, clipped by their global gradient norm
+//
+//   norm    squares[b] = sum of g^2 over the elements of block b;  norm = sqrt(sum_b squares[b])
+//   adamw   g *= min(1, max_grad_norm / (norm + 1e-6))          where max_grad_norm > 0
+//           p *= 1 - lr weight_decay,  m += (1 - beta1)(g - m),  v = beta2 v + (1 - beta2) g^2
+//           p -= step_size m / (sqrt(v) inv_sqrt_correction2 + eps),  step_size = lr / (1 - beta1^t)
+//
+// as PyTorch's AdamW and clip_grad_norm_ compute it. The norm is read from the device, so the host never
+// waits for it.
+//
+// Layouts   a table of up to OPTIMIZER_TENSORS tensors by value; p, g, m, v [elements] f32 each.
+// Launch    OPTIMIZER_THREADS threads per block, OPTIMIZER_CHUNK elements of one tensor per block; a block
+//           finds its tensor in the table. Sums run in one order; partial sums are f64.
+// Traffic   norm: g in. adamw: p, g, m, v in; p, m, v out: 28 bytes per element.
+#include "../storage.cuh"
+#include "abi.h"
+
+// The tensor that this block works on, and the first element of its chunk.
+struct Chunk {
+    OptimizerTensor tensor;
+    uint32_t begin, end;
+
+    __device__ Chunk(const OptimizerTable &table) {
+        uint32_t i = 0;
+        while (i + 1 < table.count && blockIdx.x >= table.tensors[i + 1].first_block) ++i;
+        tensor = table.tensors[i];
+        begin = (blockIdx.x - tensor.first_block) * OPTIMIZER_CHUNK;
+        end = min(tensor.elements, begin + OPTIMIZER_CHUNK);
+    }
+
+    // Calls `body(i, count)` for this thread's elements, four at a time while there are four.
+    template <typename Body> __device__ void for_each(Body body) const {
+        for (uint32_t i = begin + 4 * threadIdx.x; i < end; i += 4 * OPTIMIZER_THREADS) {
+            if (i + 4 <= end)
+                body(i, Count<4>());
+            else
+                for (uint32_t j = i; j < end; ++j) body(j, Count<1>());
+        }
+    }
+};
+
+// The sum over the block, in thread 0.
+__device__ double block_sum(double x) {
+    __shared__ double partial[OPTIMIZER_THREADS];
+    partial[threadIdx.x] = x;
+    for (uint32_t half = OPTIMIZER_THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
+    }
+    return partial[0];
+}
+
+extern "C" __global__ void __launch_bounds__(OPTIMIZER_THREADS)
+    gradient_squares(const __grid_constant__ OptimizerTable table, float *squares) {
+    Chunk chunk(table);
+    const float *grad = reinterpret_cast<const float *>(chunk.tensor.grad);
+    // A thread's few squares lose nothing in f32; the many that are summed over threads would.
+    float sum = 0.0f;
+    chunk.for_each([&](uint32_t i, auto count) {
+        constexpr int N = decltype(count)::value;
+        float g[N];
+        load_run<float, N>(grad + i, g);
+#pragma unroll
+        for (int j = 0; j < N; ++j) sum += g[j] * g[j];
+    });
+    double total = block_sum(sum);
+    if (threadIdx.x == 0) squares[blockIdx.x] = (float)total;
+}
+
+extern "C" __global__ void __launch_bounds__(OPTIMIZER_THREADS)
+    gradient_norm(const float *squares, uint32_t count, float *norm) {
+    double sum = 0.0;
+    for (uint32_t i = threadIdx.x; i < count; i += OPTIMIZER_THREADS) sum += squares[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) *norm = (float)sqrt(sum);
+}
+
+extern "C" __global__ void __launch_bounds__(OPTIMIZER_THREADS)
+    adamw(const __grid_constant__ OptimizerTable table, const __grid_constant__ AdamWStep step, const float *norm) {
+    Chunk chunk(table);
+    float *param = reinterpret_cast<float *>(chunk.tensor.param);
+    const float *grad = reinterpret_cast<const float *>(chunk.tensor.grad);
+    float *m = reinterpret_cast<float *>(chunk.tensor.m);
+    float *v = reinterpret_cast<float *>(chunk.tensor.v);
+    float clip = step.max_grad_norm > 0.0f ? fminf(1.0f, step.max_grad_norm / (*norm + 1e-6f)) : 1.0f;
+    chunk.for_each([&](uint32_t i, auto count) {
+        constexpr int N = decltype(count)::value;
+        float p[N], g[N], first[N], second[N];
+        load_run<float, N>(param + i, p);
+        load_run<float, N>(grad + i, g);
+        load_run<float, N>(m + i, first);
+        load_run<float, N>(v + i, second);
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            float clipped = g[j] * clip;
+            first[j] += step.new1 * (clipped - first[j]);
+            second[j] = step.keep2 * second[j] + step.new2 * clipped * clipped;
+            p[j] = p[j] * chunk.tensor.decay -
+                   chunk.tensor.step_size * first[j] / (sqrtf(second[j]) * step.inv_sqrt_correction2 + step.eps);
+        }
+        store_run<float, N>(param + i, p);
+        store_run<float, N>(m + i, first);
+        store_run<float, N>(v + i, second);
+    });
+}

@@ -1,0 +1,98 @@
+//! Rows by index.
+
+use crate::device::{Device, numbers};
+use crate::storage::{Storage, exact, for_every_storage, stored};
+use fuselora_kernels::abi::EmbeddingShape;
+use fuselora_kernels::embedding::{gather, scatter_add};
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+
+pub const KERNELS: &[&str] = &[
+    "gather_f32",
+    "gather_f16",
+    "gather_bf16",
+    "scatter_add_f32",
+    "scatter_add_f16",
+    "scatter_add_bf16",
+];
+
+fn gathers_and_scatters<T: Storage>(
+    rows: usize,
+    width: usize,
+    n: usize,
+    seed: u64,
+) -> Result<(), TestCaseError> {
+    let device = Device::open();
+    device.shuffle(seed);
+    let table = stored::<T>(seed, rows * width);
+    let ids: Vec<u32> = numbers(!seed, n)
+        .iter()
+        .map(|x| ((x + 1.0) / 2.0 * rows as f32) as u32 % rows as u32)
+        .collect();
+    let shape = EmbeddingShape {
+        rows: rows as u32,
+        width: width as u32,
+    };
+    let (mut table_device, ids_device) = (device.upload(&table), device.upload(&ids));
+
+    let mut y = device.output::<T>(n * width);
+    gather(
+        &device.kernels,
+        shape,
+        device.operand(&table_device),
+        device.operand(&ids_device),
+        device.operand_mut(&mut y),
+    )?;
+    let expected: Vec<T> = ids
+        .iter()
+        .flat_map(|&id| table[id as usize * width..][..width].to_vec())
+        .collect();
+    prop_assert_eq!(exact(&device.download(&y)), exact(&expected));
+
+    // f32 sums in the order of the ids, then one rounding.
+    let dy = stored::<T>(seed ^ 1, n * width);
+    let dy_device = device.upload(&dy);
+    scatter_add(
+        &device.kernels,
+        shape,
+        device.operand(&dy_device),
+        device.operand(&ids_device),
+        device.operand_mut(&mut table_device),
+    )?;
+    let mut sums: Vec<f32> = table.iter().map(|x| x.value() as f32).collect();
+    for (i, &id) in ids.iter().enumerate() {
+        for j in 0..width {
+            sums[id as usize * width + j] += dy[i * width + j].value() as f32;
+        }
+    }
+    let expected: Vec<T> = sums.into_iter().map(T::of).collect();
+    prop_assert_eq!(exact(&device.download(&table_device)), exact(&expected));
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    #[test]
+    fn rows_are_moved_and_added(rows in 1usize..30, width in prop_oneof![1usize..70, Just(64), Just(256)], n in 1usize..40, seed: u64) {
+        for_every_storage!(gathers_and_scatters(rows, width, n, seed));
+    }
+}
+
+#[test]
+fn an_id_beyond_the_table_is_a_fault() {
+    let device = Device::open();
+    let table = device.upload(&[1.0f32; 8]);
+    let ids = device.upload(&[2u32]);
+    let mut y = device.output::<f32>(4);
+    let shape = EmbeddingShape { rows: 2, width: 4 };
+    let launched = gather(
+        &device.kernels,
+        shape,
+        device.operand(&table),
+        device.operand(&ids),
+        device.operand_mut(&mut y),
+    );
+    // A GPU tells of it at the next call that waits.
+    assert!(launched.is_err() || device.kernels.stream().synchronize().is_err());
+}
