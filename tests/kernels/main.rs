@@ -7,9 +7,9 @@
 
 mod activation;
 mod device;
-mod lora_linear;
 mod elementwise;
 mod embedding;
+mod lora_linear;
 mod loss;
 mod matmul;
 mod nf4;

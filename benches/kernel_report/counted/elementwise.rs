@@ -1,4 +1,4 @@
-use super::{Counting, Device, by_storage, extents};
+use super::{Counting, Device, extents};
 use anyhow::Result;
 use fuselora_kernels::elementwise::{add_assign, cast, find_nonfinite, scale};
 use half::{bf16, f16};
@@ -20,8 +20,15 @@ fn run_cast<From: Counting, To: Counting>(
     shape: Option<&[u64]>,
 ) -> Result<Option<Vec<u64>>> {
     let [elements] = extents(shape, [1 << 20])?;
-    let (x, mut y) = (device.zeros::<From>(elements)?, device.zeros::<To>(elements)?);
-    cast(&device.kernels, device.operand(&x), device.operand_mut(&mut y))?;
+    let (x, mut y) = (
+        device.zeros::<From>(elements)?,
+        device.zeros::<To>(elements)?,
+    );
+    cast(
+        &device.kernels,
+        device.operand(&x),
+        device.operand_mut(&mut y),
+    )?;
     Ok(Some(vec![elements]))
 }
 
@@ -36,11 +43,19 @@ fn run<T: Counting>(
     let [elements] = extents(shape, [1 << 20])?;
     let (x, mut y) = (device.zeros::<T>(elements)?, device.zeros::<T>(elements)?);
     match operation {
-        "add_assign" => add_assign(&device.kernels, device.operand(&x), device.operand_mut(&mut y))?,
+        "add_assign" => add_assign(
+            &device.kernels,
+            device.operand(&x),
+            device.operand_mut(&mut y),
+        )?,
         "scale" => scale(&device.kernels, device.operand_mut(&mut y), 2.0)?,
         _ => {
             let mut first = device.zeros::<u32>(1)?;
-            find_nonfinite(&device.kernels, device.operand(&x), device.operand_mut(&mut first))?;
+            find_nonfinite(
+                &device.kernels,
+                device.operand(&x),
+                device.operand_mut(&mut first),
+            )?;
         }
     }
     Ok(Some(vec![elements]))

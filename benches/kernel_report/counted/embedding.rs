@@ -1,4 +1,4 @@
-use super::{Counting, Device, by_storage, extents};
+use super::{Counting, Device, extents};
 use anyhow::Result;
 use fuselora_kernels::abi::EmbeddingShape;
 use fuselora_kernels::embedding::{gather, scatter_add};
@@ -24,7 +24,11 @@ fn run<T: Counting>(
         rows: n.try_into()?,
         width: width.try_into()?,
     };
-    let run = if operation == "gather" { gather } else { scatter_add };
+    let run = if operation == "gather" {
+        gather
+    } else {
+        scatter_add
+    };
     run(
         &device.kernels,
         shape,

@@ -1,4 +1,4 @@
-use super::{Counting, Device, by_storage, extents};
+use super::{Counting, Device, extents};
 use anyhow::Result;
 use fuselora_kernels::abi::LossShape;
 use fuselora_kernels::loss::{cross_entropy_backward, cross_entropy_forward};
@@ -25,7 +25,10 @@ fn run<T: Counting>(
     let (mut losses, mut total) = (device.zeros::<f32>(n)?, device.zeros::<f32>(1)?);
     let kernels = &device.kernels;
     let targets = device.operand(&targets);
-    let (losses, total) = (device.operand_mut(&mut losses), device.operand_mut(&mut total));
+    let (losses, total) = (
+        device.operand_mut(&mut losses),
+        device.operand_mut(&mut total),
+    );
     let shape = LossShape {
         vocab: vocab.try_into()?,
         grad_scale: 1.0,

@@ -11,7 +11,6 @@ macro_rules! by_storage {
         }
     };
 }
-use by_storage;
 
 mod activation;
 mod elementwise;

@@ -1,4 +1,4 @@
-use super::{Counting, Device, by_storage, extents};
+use super::{Counting, Device, extents};
 use anyhow::Result;
 use fuselora_kernels::abi::NormShape;
 use fuselora_kernels::norm::{layer_norm, rms_norm};
@@ -17,8 +17,14 @@ fn run<T: Counting>(
     }
     let [tokens, width] = extents(shape, [256, 2048])?;
     let kernels = &device.kernels;
-    let [x, delta] = [device.zeros::<T>(tokens * width)?, device.zeros::<T>(tokens * width)?];
-    let (mut y, mut sum) = (device.zeros::<T>(tokens * width)?, device.zeros::<T>(tokens * width)?);
+    let [x, delta] = [
+        device.zeros::<T>(tokens * width)?,
+        device.zeros::<T>(tokens * width)?,
+    ];
+    let (mut y, mut sum) = (
+        device.zeros::<T>(tokens * width)?,
+        device.zeros::<T>(tokens * width)?,
+    );
     let [weight, bias] = [device.zeros::<f32>(width)?, device.zeros::<f32>(width)?];
     let (mut mean, mut rstd) = (device.zeros::<f32>(tokens)?, device.zeros::<f32>(tokens)?);
     let (mut dweight, mut dbias) = (device.zeros::<f32>(width)?, device.zeros::<f32>(width)?);
@@ -47,7 +53,9 @@ fn run<T: Counting>(
             let statistics = layer_norm::Statistics { mean, rstd };
             match operation {
                 "rms_norm_recompute" => rms_norm::recompute(kernels, shape, x, rstd, weight, y)?,
-                "rms_norm_backward" => rms_norm::backward(kernels, shape, x, delta, rstd, weight, y)?,
+                "rms_norm_backward" => {
+                    rms_norm::backward(kernels, shape, x, delta, rstd, weight, y)?
+                }
                 "rms_norm_dweight" => rms_norm::dweight(kernels, shape, x, delta, rstd, dweight)?,
                 "layer_norm_recompute" => {
                     layer_norm::recompute(kernels, shape, x, statistics, weight, bias, y)?;

@@ -1,4 +1,4 @@
-use super::{Counting, Device, by_storage, extents};
+use super::{Counting, Device, extents};
 use anyhow::Result;
 use fuselora_kernels::abi::RopeShape;
 use fuselora_kernels::rope::rope;
@@ -20,7 +20,10 @@ fn run<T: Counting>(
     let positions: Vec<u32> = (0..u32::try_from(tokens)?).collect();
     let positions = device.stream.clone_htod(&positions)?;
     let mut x = device.zeros::<T>(tokens * heads * head_dim)?;
-    let (cos, sin) = (device.zeros::<f32>(tokens * half)?, device.zeros::<f32>(tokens * half)?);
+    let (cos, sin) = (
+        device.zeros::<f32>(tokens * half)?,
+        device.zeros::<f32>(tokens * half)?,
+    );
     let shape = RopeShape {
         heads: heads.try_into()?,
         head_dim: head_dim.try_into()?,
