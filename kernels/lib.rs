@@ -11,7 +11,12 @@
 #![cfg(feature = "cuda")]
 
 /// The parameter structs and constants of `kernels/abi.h`.
-#[allow(missing_docs, non_snake_case, clippy::all)]
+#[allow(
+    missing_docs,
+    non_snake_case,
+    clippy::all,
+    clippy::undocumented_unsafe_blocks
+)]
 pub mod abi {
     include!(concat!(env!("OUT_DIR"), "/abi.rs"));
 
