@@ -119,6 +119,8 @@ constexpr uint32_t LORA_PASS_F32_FEATURES = 256;
 // ---- elementwise, activation ----
 
 constexpr uint32_t ELEMENTWISE_THREADS = 256;
+// Elements per thread of a cast between types of different sizes.
+constexpr uint32_t ELEMENTWISE_CAST_RUN = 4;
 constexpr uint32_t ACTIVATION_THREADS = 256;
 
 // ---- embedding ----

@@ -1,4 +1,4 @@
-// How activations are stored (f32, f16, bf16) and computed with (f32), a value or 16 bytes at a time.
+// How activations are stored (f32, f16, bf16) and computed with (f32), a value or up to 16 bytes at a time.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -18,51 +18,52 @@ template <> __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float x) { ret
 // Elements in 16 bytes.
 template <typename T> constexpr int PER_VECTOR = 16 / sizeof(T);
 
-// Sixteen aligned bytes of memory as floats in registers.
-template <typename T> struct Vector {
-    float values[PER_VECTOR<T>];
-
-    __device__ static Vector load(const T *from) {
-        uint4 raw = *reinterpret_cast<const uint4 *>(from);
-        const T *stored = reinterpret_cast<const T *>(&raw);
-        Vector vector;
-#pragma unroll
-        for (int i = 0; i < PER_VECTOR<T>; ++i) vector.values[i] = widen(stored[i]);
-        return vector;
-    }
-
-    __device__ void store(T *to) const {
-        uint4 raw;
-        T *stored = reinterpret_cast<T *>(&raw);
-#pragma unroll
-        for (int i = 0; i < PER_VECTOR<T>; ++i) stored[i] = narrow<T>(values[i]);
-        *reinterpret_cast<uint4 *>(to) = raw;
-    }
-};
-
-// For element-wise kernels with THREADS threads per block and COUNT elements per thread: calls `whole(i)` for
-// the COUNT elements that begin at i, or `single(i)` for each of fewer at the end.
-template <int THREADS, int COUNT, typename Whole, typename Single>
-__device__ void for_each_run(uint64_t elements, Whole whole, Single single) {
-    uint64_t i = ((uint64_t)blockIdx.x * THREADS + threadIdx.x) * COUNT;
-    if (i + COUNT <= elements) {
-        whole(i);
-    } else {
-        for (; i < elements; ++i) single(i);
-    }
-}
-
 // A number of elements that is known when the kernel is compiled, as an argument.
 template <int N> struct Count {
     static constexpr int value = N;
 };
 
-// N elements as floats: 16 bytes at once, or one by one.
+// For element-wise kernels with THREADS threads per block and N elements per thread: calls `body(i, count)` for
+// the N elements that begin at i, or for each of fewer at the end.
+template <int THREADS, int N, typename Body> __device__ void for_each_run(uint64_t elements, Body body) {
+    uint64_t i = ((uint64_t)blockIdx.x * THREADS + threadIdx.x) * N;
+    if (i + N <= elements) {
+        body(i, Count<N>());
+    } else {
+        for (; i < elements; ++i) body(i, Count<1>());
+    }
+}
+
+// Elements per thread and step in kernels that read f32 parameters beside rows of T: 16 bytes of f32, 8 of f16.
+// With 16 of f16, a warp's reads of the parameters would skip every other 16 bytes.
+constexpr int ROW_RUN = 4;
+
+// Calls `body(i, count)` for the runs of a row that are this thread's: ROW_RUN elements where the width allows.
+template <typename Body> __device__ void for_each_in_row(uint32_t width, Body body) {
+    if (width % ROW_RUN == 0) {
+        for (uint32_t i = threadIdx.x * ROW_RUN; i < width; i += blockDim.x * ROW_RUN) body(i, Count<ROW_RUN>());
+    } else {
+        for (uint32_t i = threadIdx.x; i < width; i += blockDim.x) body(i, Count<1>());
+    }
+}
+
+// The integer that moves as many bytes at once.
+template <int BYTES> struct Word;
+template <> struct Word<8> {
+    using type = uint2;
+};
+template <> struct Word<16> {
+    using type = uint4;
+};
+
+// N elements as floats: 8 or 16 aligned bytes at once, or one by one.
 template <typename T, int N> __device__ void load_run(const T *from, float (&values)[N]) {
-    if constexpr (N == PER_VECTOR<T>) {
-        Vector<T> vector = Vector<T>::load(from);
+    constexpr int BYTES = N * sizeof(T);
+    if constexpr (BYTES == 8 || BYTES == 16) {
+        auto raw = *reinterpret_cast<const typename Word<BYTES>::type *>(from);
+        const T *stored = reinterpret_cast<const T *>(&raw);
 #pragma unroll
-        for (int j = 0; j < N; ++j) values[j] = vector.values[j];
+        for (int j = 0; j < N; ++j) values[j] = widen(stored[j]);
     } else {
 #pragma unroll
         for (int j = 0; j < N; ++j) values[j] = widen(from[j]);
@@ -70,27 +71,15 @@ template <typename T, int N> __device__ void load_run(const T *from, float (&val
 }
 
 template <typename T, int N> __device__ void store_run(T *to, const float (&values)[N]) {
-    if constexpr (N == PER_VECTOR<T>) {
-        Vector<T> vector;
+    constexpr int BYTES = N * sizeof(T);
+    if constexpr (BYTES == 8 || BYTES == 16) {
+        typename Word<BYTES>::type raw;
+        T *stored = reinterpret_cast<T *>(&raw);
 #pragma unroll
-        for (int j = 0; j < N; ++j) vector.values[j] = values[j];
-        vector.store(to);
+        for (int j = 0; j < N; ++j) stored[j] = narrow<T>(values[j]);
+        *reinterpret_cast<typename Word<BYTES>::type *>(to) = raw;
     } else {
 #pragma unroll
         for (int j = 0; j < N; ++j) to[j] = narrow<T>(values[j]);
-    }
-}
-
-// N f32 parameters of the row's columns: with f16 rows a run is two vectors of f32.
-template <int N> __device__ void load_parameters(const float *from, float (&values)[N]) {
-    if constexpr (N % 4 == 0) {
-#pragma unroll
-        for (int j = 0; j < N; j += 4) {
-            float4 four = *reinterpret_cast<const float4 *>(from + j);
-            values[j] = four.x, values[j + 1] = four.y, values[j + 2] = four.z, values[j + 3] = four.w;
-        }
-    } else {
-#pragma unroll
-        for (int j = 0; j < N; ++j) values[j] = from[j];
     }
 }

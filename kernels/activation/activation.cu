@@ -6,8 +6,7 @@
 //
 // Layouts   all [elements], aligned to 16 bytes. Backward is in place: dgate over gate, dup over up, dx
 //           over dy. Arithmetic in f32.
-// Launch    ACTIVATION_THREADS threads per block, one vector of 16 bytes each, the rest element by
-//           element.
+// Launch    ACTIVATION_THREADS threads per block, 16 bytes of elements each, the last ones one by one.
 // Traffic   swiglu: 2 in, 1 out; backward 3 in, 2 out. gelu: 1 in, 1 out; backward 2 in, 1 out.
 #include "../storage.cuh"
 #include "abi.h"
@@ -45,57 +44,52 @@ struct GeluErf {
 
 template <typename T>
 __device__ void swiglu_forward(const T *gate, const T *up, T *act, uint64_t elements) {
-    for_each_run<ACTIVATION_THREADS, PER_VECTOR<T>>(
-        elements,
-        [&](uint64_t i) {
-            Vector<T> g = Vector<T>::load(gate + i), u = Vector<T>::load(up + i);
+    for_each_run<ACTIVATION_THREADS, PER_VECTOR<T>>(elements, [&](uint64_t i, auto count) {
+        constexpr int N = decltype(count)::value;
+        float g[N], u[N];
+        load_run(gate + i, g);
+        load_run(up + i, u);
 #pragma unroll
-            for (int j = 0; j < PER_VECTOR<T>; ++j) g.values[j] = Swiglu::forward(g.values[j], u.values[j]);
-            g.store(act + i);
-        },
-        [&](uint64_t i) { act[i] = narrow<T>(Swiglu::forward(widen(gate[i]), widen(up[i]))); });
+        for (int j = 0; j < N; ++j) g[j] = Swiglu::forward(g[j], u[j]);
+        store_run(act + i, g);
+    });
 }
 
 template <typename T> __device__ void swiglu_backward(const T *dact, T *gate, T *up, uint64_t elements) {
-    for_each_run<ACTIVATION_THREADS, PER_VECTOR<T>>(
-        elements,
-        [&](uint64_t i) {
-            Vector<T> d = Vector<T>::load(dact + i), g = Vector<T>::load(gate + i), u = Vector<T>::load(up + i);
+    for_each_run<ACTIVATION_THREADS, PER_VECTOR<T>>(elements, [&](uint64_t i, auto count) {
+        constexpr int N = decltype(count)::value;
+        float d[N], g[N], u[N];
+        load_run(dact + i, d);
+        load_run(gate + i, g);
+        load_run(up + i, u);
 #pragma unroll
-            for (int j = 0; j < PER_VECTOR<T>; ++j) Swiglu::backward(d.values[j], g.values[j], u.values[j]);
-            g.store(gate + i);
-            u.store(up + i);
-        },
-        [&](uint64_t i) {
-            float g = widen(gate[i]), u = widen(up[i]);
-            Swiglu::backward(widen(dact[i]), g, u);
-            gate[i] = narrow<T>(g);
-            up[i] = narrow<T>(u);
-        });
+        for (int j = 0; j < N; ++j) Swiglu::backward(d[j], g[j], u[j]);
+        store_run(gate + i, g);
+        store_run(up + i, u);
+    });
 }
 
 template <typename Gelu, typename T> __device__ void gelu_forward(const T *x, T *y, uint64_t elements) {
-    for_each_run<ACTIVATION_THREADS, PER_VECTOR<T>>(
-        elements,
-        [&](uint64_t i) {
-            Vector<T> a = Vector<T>::load(x + i);
+    for_each_run<ACTIVATION_THREADS, PER_VECTOR<T>>(elements, [&](uint64_t i, auto count) {
+        constexpr int N = decltype(count)::value;
+        float a[N];
+        load_run(x + i, a);
 #pragma unroll
-            for (int j = 0; j < PER_VECTOR<T>; ++j) a.values[j] = Gelu::forward(a.values[j]);
-            a.store(y + i);
-        },
-        [&](uint64_t i) { y[i] = narrow<T>(Gelu::forward(widen(x[i]))); });
+        for (int j = 0; j < N; ++j) a[j] = Gelu::forward(a[j]);
+        store_run(y + i, a);
+    });
 }
 
 template <typename Gelu, typename T> __device__ void gelu_backward(T *dy, const T *x, uint64_t elements) {
-    for_each_run<ACTIVATION_THREADS, PER_VECTOR<T>>(
-        elements,
-        [&](uint64_t i) {
-            Vector<T> d = Vector<T>::load(dy + i), a = Vector<T>::load(x + i);
+    for_each_run<ACTIVATION_THREADS, PER_VECTOR<T>>(elements, [&](uint64_t i, auto count) {
+        constexpr int N = decltype(count)::value;
+        float d[N], a[N];
+        load_run(dy + i, d);
+        load_run(x + i, a);
 #pragma unroll
-            for (int j = 0; j < PER_VECTOR<T>; ++j) d.values[j] *= Gelu::derivative(a.values[j]);
-            d.store(dy + i);
-        },
-        [&](uint64_t i) { dy[i] = narrow<T>(widen(dy[i]) * Gelu::derivative(widen(x[i]))); });
+        for (int j = 0; j < N; ++j) d[j] *= Gelu::derivative(a[j]);
+        store_run(dy + i, d);
+    });
 }
 
 #define KERNEL extern "C" __global__ void __launch_bounds__(ACTIVATION_THREADS)

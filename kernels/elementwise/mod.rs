@@ -28,8 +28,8 @@ pub fn cast(kernels: &Kernels, x: Operand, y: OperandMut) -> Result<(), LaunchEr
         }
     };
     x.expect("x", x.element(), y.len())?;
-    let narrower = x.element().size_in_bytes().min(y.element().size_in_bytes());
-    let Some(grid) = grid("x", &x, narrower)? else {
+    let wider = x.element().size_in_bytes().max(y.element().size_in_bytes());
+    let Some(grid) = grid("x", &x, wider)? else {
         return Ok(());
     };
     y.expect_aligned("y", 16)?;

@@ -14,7 +14,8 @@
 #include "../storage.cuh"
 #include "abi.h"
 
-template <typename T, typename Body> __device__ void for_each_in_row(uint32_t width, Body body) {
+// Calls `body(i, count)` for the runs of a row that are this thread's: 16 bytes where the width allows.
+template <typename T, typename Body> __device__ void for_each_vector(uint32_t width, Body body) {
     if (width % PER_VECTOR<T> == 0) {
         for (uint32_t i = threadIdx.x * PER_VECTOR<T>; i < width; i += CROSS_ENTROPY_THREADS * PER_VECTOR<T>)
             body(i, Count<PER_VECTOR<T>>());
@@ -32,10 +33,10 @@ __device__ void cross_entropy(T *logits, const uint32_t *targets, float *losses,
     float at_target = widen(row[target]);
 
     float largest = -INFINITY, sum = 0.0f;
-    for_each_in_row<T>(shape.vocab, [&](uint32_t i, auto count) {
+    for_each_vector<T>(shape.vocab, [&](uint32_t i, auto count) {
         constexpr int N = decltype(count)::value;
         float x[N];
-        load_run<T, N>(row + i, x);
+        load_run(row + i, x);
         float run = x[0];
 #pragma unroll
         for (int j = 1; j < N; ++j) run = fmaxf(run, x[j]);
@@ -51,14 +52,14 @@ __device__ void cross_entropy(T *logits, const uint32_t *targets, float *losses,
 
     if constexpr (backward) {
         float factor = shape.grad_scale / sum;
-        for_each_in_row<T>(shape.vocab, [&](uint32_t i, auto count) {
+        for_each_vector<T>(shape.vocab, [&](uint32_t i, auto count) {
             constexpr int N = decltype(count)::value;
             float x[N];
-            load_run<T, N>(row + i, x);
+            load_run(row + i, x);
 #pragma unroll
             for (int j = 0; j < N; ++j)
                 x[j] = expf(x[j] - all) * factor - (i + j == target ? shape.grad_scale : 0.0f);
-            store_run<T, N>(row + i, x);
+            store_run(row + i, x);
         });
     }
     if (threadIdx.x == 0) losses[blockIdx.x] = all + logf(sum) - at_target;

@@ -8,21 +8,22 @@
 //
 // Layouts, launch and traffic as rms_norm.cu; the variance takes one more pass over a row in cache, because
 // the difference of two large sums of squares would lose it.
+#include "../reduce.cuh"
+#include "../storage.cuh"
 #include "abi.h"
-#include "row.cuh"
 
 template <typename T>
 __device__ void write(const T *x, float mean, float rstd, const float *weight, const float *bias, T *y,
                       size_t row, uint32_t width) {
-    for_each_in_row<T>(width, [&](uint32_t i, auto count) {
+    for_each_in_row(width, [&](uint32_t i, auto count) {
         constexpr int N = decltype(count)::value;
         float a[N], w[N], b[N];
-        load_run<T, N>(x + row + i, a);
-        load_parameters<N>(weight + i, w);
-        load_parameters<N>(bias + i, b);
+        load_run(x + row + i, a);
+        load_run(weight + i, w);
+        load_run(bias + i, b);
 #pragma unroll
         for (int j = 0; j < N; ++j) a[j] = (a[j] - mean) * rstd * w[j] + b[j];
-        store_run<T, N>(y + row + i, a);
+        store_run(y + row + i, a);
     });
 }
 
@@ -32,19 +33,19 @@ __device__ void forward(const T *x, const float *weight, const float *bias, T *y
     __shared__ float scratch[32];
     size_t row = (size_t)blockIdx.x * shape.width;
     float sum = 0.0f;
-    for_each_in_row<T>(shape.width, [&](uint32_t i, auto count) {
+    for_each_in_row(shape.width, [&](uint32_t i, auto count) {
         constexpr int N = decltype(count)::value;
         float a[N];
-        load_run<T, N>(x + row + i, a);
+        load_run(x + row + i, a);
 #pragma unroll
         for (int j = 0; j < N; ++j) sum += a[j];
     });
     float mean = block_reduce<Sum>(sum, scratch) / shape.width;
     float squares = 0.0f;
-    for_each_in_row<T>(shape.width, [&](uint32_t i, auto count) {
+    for_each_in_row(shape.width, [&](uint32_t i, auto count) {
         constexpr int N = decltype(count)::value;
         float a[N];
-        load_run<T, N>(x + row + i, a);
+        load_run(x + row + i, a);
 #pragma unroll
         for (int j = 0; j < N; ++j) squares += (a[j] - mean) * (a[j] - mean);
     });
@@ -63,12 +64,12 @@ __device__ void backward(const T *dy, const T *x, const float *means, const floa
     size_t row = (size_t)blockIdx.x * shape.width;
     float mean = means[blockIdx.x], rstd = rstds[blockIdx.x];
     float sum = 0.0f, products = 0.0f;
-    for_each_in_row<T>(shape.width, [&](uint32_t i, auto count) {
+    for_each_in_row(shape.width, [&](uint32_t i, auto count) {
         constexpr int N = decltype(count)::value;
         float g[N], a[N], w[N];
-        load_run<T, N>(dy + row + i, g);
-        load_run<T, N>(x + row + i, a);
-        load_parameters<N>(weight + i, w);
+        load_run(dy + row + i, g);
+        load_run(x + row + i, a);
+        load_run(weight + i, w);
 #pragma unroll
         for (int j = 0; j < N; ++j) {
             sum += g[j] * w[j];
@@ -77,16 +78,16 @@ __device__ void backward(const T *dy, const T *x, const float *means, const floa
     });
     float mean_g = block_reduce<Sum>(sum, scratch) / shape.width;
     float mean_gn = block_reduce<Sum>(products, scratch) / shape.width;
-    for_each_in_row<T>(shape.width, [&](uint32_t i, auto count) {
+    for_each_in_row(shape.width, [&](uint32_t i, auto count) {
         constexpr int N = decltype(count)::value;
         float g[N], a[N], w[N], d[N];
-        load_run<T, N>(dy + row + i, g);
-        load_run<T, N>(x + row + i, a);
-        load_parameters<N>(weight + i, w);
-        load_run<T, N>(dx + row + i, d);
+        load_run(dy + row + i, g);
+        load_run(x + row + i, a);
+        load_run(weight + i, w);
+        load_run(dx + row + i, d);
 #pragma unroll
         for (int j = 0; j < N; ++j) d[j] += rstd * (g[j] * w[j] - mean_g - (a[j] - mean) * rstd * mean_gn);
-        store_run<T, N>(dx + row + i, d);
+        store_run(dx + row + i, d);
     });
 }
 

@@ -48,11 +48,10 @@ fn check_statistics(
     Ok(())
 }
 
-/// A block per token, with as many warps as find 16 bytes each; `None` where there is nothing to do.
-fn by_token(shape: NormShape, element: Element) -> Result<Option<(Dim, Dim)>, LaunchError> {
+/// A block per token, with as many warps as find four elements per thread; `None` where there is nothing to do.
+fn by_token(shape: NormShape) -> Result<Option<(Dim, Dim)>, LaunchError> {
     let grid = blocks("tokens", u64::from(shape.tokens), 1, GRID_X)?;
-    let vectors = u64::from(shape.width) * element.size_in_bytes() / 16;
-    let threads = vectors
+    let threads = u64::from(shape.width / 4)
         .next_multiple_of(32)
         .clamp(32, u64::from(NORM_MAX_THREADS)) as u32;
     Ok((grid > 0 && shape.width > 0).then_some(((grid, 1, 1), (threads, 1, 1))))

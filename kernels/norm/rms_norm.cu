@@ -12,24 +12,25 @@
 //           NORM_COLUMNS columns, so that its sums have one order.
 // Memory    a row is read twice, the second time from cache: registers hold no row, so any width fits.
 // Traffic   forward: 1 in, 1 out; forward_add 2 in, 2 out; backward 3 in, 1 out; dweight 2 in.
+#include "../reduce.cuh"
+#include "../storage.cuh"
 #include "abi.h"
-#include "row.cuh"
 
 template <typename T, bool add>
 __device__ void forward(const T *x, const T *delta, T *sum, const float *weight, T *y, float *rstd, NormShape shape) {
     __shared__ float scratch[32];
     size_t row = (size_t)blockIdx.x * shape.width;
     float squares = 0.0f;
-    for_each_in_row<T>(shape.width, [&](uint32_t i, auto count) {
+    for_each_in_row(shape.width, [&](uint32_t i, auto count) {
         constexpr int N = decltype(count)::value;
         float a[N];
-        load_run<T, N>(x + row + i, a);
+        load_run(x + row + i, a);
         if constexpr (add) {
             float b[N];
-            load_run<T, N>(delta + row + i, b);
+            load_run(delta + row + i, b);
 #pragma unroll
             for (int j = 0; j < N; ++j) a[j] = widen(narrow<T>(a[j] + b[j]));
-            store_run<T, N>(sum + row + i, a);
+            store_run(sum + row + i, a);
         }
 #pragma unroll
         for (int j = 0; j < N; ++j) squares += a[j] * a[j];
@@ -37,14 +38,14 @@ __device__ void forward(const T *x, const T *delta, T *sum, const float *weight,
     float inverse = rsqrtf(block_reduce<Sum>(squares, scratch) / shape.width + shape.eps);
     // Each thread reads back what it wrote itself.
     const T *normed = add ? sum : x;
-    for_each_in_row<T>(shape.width, [&](uint32_t i, auto count) {
+    for_each_in_row(shape.width, [&](uint32_t i, auto count) {
         constexpr int N = decltype(count)::value;
         float a[N], w[N];
-        load_run<T, N>(normed + row + i, a);
-        load_parameters<N>(weight + i, w);
+        load_run(normed + row + i, a);
+        load_run(weight + i, w);
 #pragma unroll
         for (int j = 0; j < N; ++j) a[j] *= inverse * w[j];
-        store_run<T, N>(y + row + i, a);
+        store_run(y + row + i, a);
     });
     if (threadIdx.x == 0) rstd[blockIdx.x] = inverse;
 }
@@ -53,14 +54,14 @@ template <typename T>
 __device__ void recompute(const T *x, const float *rstd, const float *weight, T *y, NormShape shape) {
     size_t row = (size_t)blockIdx.x * shape.width;
     float inverse = rstd[blockIdx.x];
-    for_each_in_row<T>(shape.width, [&](uint32_t i, auto count) {
+    for_each_in_row(shape.width, [&](uint32_t i, auto count) {
         constexpr int N = decltype(count)::value;
         float a[N], w[N];
-        load_run<T, N>(x + row + i, a);
-        load_parameters<N>(weight + i, w);
+        load_run(x + row + i, a);
+        load_run(weight + i, w);
 #pragma unroll
         for (int j = 0; j < N; ++j) a[j] *= inverse * w[j];
-        store_run<T, N>(y + row + i, a);
+        store_run(y + row + i, a);
     });
 }
 
@@ -70,26 +71,26 @@ __device__ void backward(const T *dy, const T *x, const float *rstd, const float
     size_t row = (size_t)blockIdx.x * shape.width;
     float inverse = rstd[blockIdx.x];
     float products = 0.0f;
-    for_each_in_row<T>(shape.width, [&](uint32_t i, auto count) {
+    for_each_in_row(shape.width, [&](uint32_t i, auto count) {
         constexpr int N = decltype(count)::value;
         float g[N], a[N], w[N];
-        load_run<T, N>(dy + row + i, g);
-        load_run<T, N>(x + row + i, a);
-        load_parameters<N>(weight + i, w);
+        load_run(dy + row + i, g);
+        load_run(x + row + i, a);
+        load_run(weight + i, w);
 #pragma unroll
         for (int j = 0; j < N; ++j) products += g[j] * w[j] * a[j];
     });
     float mean = block_reduce<Sum>(products, scratch) / shape.width * inverse * inverse;
-    for_each_in_row<T>(shape.width, [&](uint32_t i, auto count) {
+    for_each_in_row(shape.width, [&](uint32_t i, auto count) {
         constexpr int N = decltype(count)::value;
         float g[N], a[N], w[N], d[N];
-        load_run<T, N>(dy + row + i, g);
-        load_run<T, N>(x + row + i, a);
-        load_parameters<N>(weight + i, w);
-        load_run<T, N>(dx + row + i, d);
+        load_run(dy + row + i, g);
+        load_run(x + row + i, a);
+        load_run(weight + i, w);
+        load_run(dx + row + i, d);
 #pragma unroll
         for (int j = 0; j < N; ++j) d[j] += inverse * (g[j] * w[j] - a[j] * mean);
-        store_run<T, N>(dx + row + i, d);
+        store_run(dx + row + i, d);
     });
 }
 

@@ -27,7 +27,7 @@ pub fn forward(
     check_activations(shape, &[("x", &x), ("y", &y)])?;
     check_parameters(shape, &[("weight", &weight)])?;
     check_statistics(shape, &[("rstd", &rstd)])?;
-    let Some((grid, block)) = by_token(shape, x.element())? else {
+    let Some((grid, block)) = by_token(shape)? else {
         return Ok(());
     };
     // SAFETY: the kernel's parameters in order; every length was checked against the shape.
@@ -82,7 +82,7 @@ pub fn forward_add(
     )?;
     check_parameters(shape, &[("weight", &weight)])?;
     check_statistics(shape, &[("rstd", &rstd)])?;
-    let Some((grid, block)) = by_token(shape, residual.element())? else {
+    let Some((grid, block)) = by_token(shape)? else {
         return Ok(());
     };
     // SAFETY: as above.
@@ -125,7 +125,7 @@ pub fn recompute(
     check_activations(shape, &[("x", &x), ("y", &y)])?;
     check_parameters(shape, &[("weight", &weight)])?;
     check_statistics(shape, &[("rstd", &rstd)])?;
-    let Some((grid, block)) = by_token(shape, x.element())? else {
+    let Some((grid, block)) = by_token(shape)? else {
         return Ok(());
     };
     // SAFETY: as above.
@@ -167,7 +167,7 @@ pub fn backward(
     check_activations(shape, &[("x", &x), ("dy", &dy), ("dx", &dx)])?;
     check_parameters(shape, &[("weight", &weight)])?;
     check_statistics(shape, &[("rstd", &rstd)])?;
-    let Some((grid, block)) = by_token(shape, x.element())? else {
+    let Some((grid, block)) = by_token(shape)? else {
         return Ok(());
     };
     // SAFETY: as above.

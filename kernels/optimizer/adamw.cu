@@ -59,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(OPTIMIZER_THREADS)
     chunk.for_each([&](uint32_t i, auto count) {
         constexpr int N = decltype(count)::value;
         float g[N];
-        load_run<float, N>(grad + i, g);
+        load_run(grad + i, g);
 #pragma unroll
         for (int j = 0; j < N; ++j) sum += g[j] * g[j];
     });
@@ -86,10 +86,10 @@ extern "C" __global__ void __launch_bounds__(OPTIMIZER_THREADS)
     chunk.for_each([&](uint32_t i, auto count) {
         constexpr int N = decltype(count)::value;
         float p[N], g[N], first[N], second[N];
-        load_run<float, N>(param + i, p);
-        load_run<float, N>(grad + i, g);
-        load_run<float, N>(m + i, first);
-        load_run<float, N>(v + i, second);
+        load_run(param + i, p);
+        load_run(grad + i, g);
+        load_run(m + i, first);
+        load_run(v + i, second);
 #pragma unroll
         for (int j = 0; j < N; ++j) {
             float clipped = g[j] * clip;
@@ -98,8 +98,8 @@ extern "C" __global__ void __launch_bounds__(OPTIMIZER_THREADS)
             p[j] = p[j] * chunk.tensor.decay -
                    chunk.tensor.step_size * first[j] / (sqrtf(second[j]) * step.inv_sqrt_correction2 + step.eps);
         }
-        store_run<float, N>(param + i, p);
-        store_run<float, N>(m + i, first);
-        store_run<float, N>(v + i, second);
+        store_run(param + i, p);
+        store_run(m + i, first);
+        store_run(v + i, second);
     });
 }

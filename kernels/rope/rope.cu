@@ -5,8 +5,8 @@
 //
 // Layouts   x [tokens, heads head_dim] of T; positions [tokens] u32; cos, sin [table_rows, half] f32.
 //           Elements of a head from 2 half on stay. A position beyond the table traps.
-// Launch    one block of ROPE_THREADS per token; a thread takes the pairs of one 16-byte vector at a time
-//           where half and head_dim are multiples of it, else one pair.
+// Launch    one block of ROPE_THREADS per token; a thread takes ROW_RUN pairs at a time where half and
+//           head_dim are multiples of it, else one.
 // Traffic   the rotary part of x once in and once out; the tables from cache.
 #include "../storage.cuh"
 #include "abi.h"
@@ -19,18 +19,18 @@ __device__ void turn(T *token, const float *cos, const float *sin, RopeShape sha
         T *first = token + run / runs * shape.head_dim + i;
         T *second = first + shape.half;
         float a[N], b[N], c[N], s[N];
-        load_run<T, N>(first, a);
-        load_run<T, N>(second, b);
-        load_parameters<N>(cos + i, c);
-        load_parameters<N>(sin + i, s);
+        load_run(first, a);
+        load_run(second, b);
+        load_run(cos + i, c);
+        load_run(sin + i, s);
 #pragma unroll
         for (int j = 0; j < N; ++j) {
             float was = a[j], turn = shape.direction * s[j];
             a[j] = was * c[j] - b[j] * turn;
             b[j] = b[j] * c[j] + was * turn;
         }
-        store_run<T, N>(first, a);
-        store_run<T, N>(second, b);
+        store_run(first, a);
+        store_run(second, b);
     }
 }
 
@@ -41,8 +41,8 @@ __device__ void rope(T *x, const uint32_t *positions, const float *cos, const fl
     cos += (size_t)position * shape.half;
     sin += (size_t)position * shape.half;
     T *token = x + (size_t)blockIdx.x * shape.heads * shape.head_dim;
-    if (shape.half % PER_VECTOR<T> == 0 && shape.head_dim % PER_VECTOR<T> == 0)
-        turn<T, PER_VECTOR<T>>(token, cos, sin, shape);
+    if (shape.half % ROW_RUN == 0 && shape.head_dim % ROW_RUN == 0)
+        turn<T, ROW_RUN>(token, cos, sin, shape);
     else
         turn<T, 1>(token, cos, sin, shape);
 }
