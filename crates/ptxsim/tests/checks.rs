@@ -300,6 +300,73 @@ fn global_race_between_blocks() {
     );
 }
 
+/// Both parties of a race in global memory, as block and thread.
+fn parties(fault: &Fault) -> [([u32; 3], [u32; 3]); 2] {
+    let FaultKind::Race { other, .. } = &*fault.kind else {
+        panic!("{fault}");
+    };
+    let party = fault.party.as_ref().unwrap();
+    [(other.block, other.thread), (party.block, party.thread)]
+}
+
+#[test]
+fn a_global_race_names_both_threads() {
+    let mut case = case();
+    case.config.grid = [2, 1, 1];
+    // Thread 37 of each block reads; thread 5 of the second to run writes.
+    let body = "setp.eq.u32 %p1, %r1, 37; @%p1 ld.global.u32 %r5, [%rd1];
+                setp.eq.u32 %p2, %r1, 5; setp.eq.u32 %p3, %r4, 1; and.pred %p2, %p2, %p3;
+                @%p2 st.global.u32 [%rd1], %r1;";
+    let fault = case.fault(body);
+    assert_eq!(
+        parties(&fault),
+        [([0, 0, 0], [37, 0, 0]), ([1, 0, 0], [5, 0, 0])]
+    );
+}
+
+#[test]
+fn global_race_within_a_block() {
+    let mut case = case();
+    let neighbour = "xor.b32 %r6, %r1, 32; mul.wide.u32 %rd3, %r6, 4; add.s64 %rd3, %rd1, %rd3;";
+    let body = |sync: &str| {
+        format!("st.global.u32 [%rd2], %r1; {neighbour} {sync} ld.global.u32 %r5, [%rd3];")
+    };
+    let fault = case.fault(&body(""));
+    let [(_, earlier), (_, later)] = parties(&fault);
+    assert_eq!((earlier, later), ([0, 0, 0], [32, 0, 0]));
+    case.innocent(&body("bar.sync 0;"));
+    assert!(fault.to_string().contains("against the read"), "{fault}");
+    // The other warp reads what was written before.
+    let body = |sync: &str| {
+        format!("{neighbour} ld.global.u32 %r5, [%rd3]; {sync} st.global.u32 [%rd2], %r1;")
+    };
+    let fault = case.fault(&body(""));
+    assert!(fault.to_string().contains("against the write"), "{fault}");
+    case.innocent(&body("bar.sync 0;"));
+    // Both warps add to the same words.
+    case.innocent("red.global.add.u32 [%rd1], 1; bar.sync 0; ld.global.u32 %r5, [%rd1];");
+}
+
+#[test]
+fn a_flag_orders_the_warps_of_a_block() {
+    // Warp 0 writes and raises a flag in shared memory; warp 1 waits for the flag and reads.
+    let body = |fence: &str| {
+        format!(
+            "mov.u32 %r7, tile; setp.eq.u32 %p2, %r1, 0; @%p2 st.volatile.shared.u32 [%r7], 0; bar.sync 0;
+             setp.ge.u32 %p1, %r1, 32; @%p1 bra consume;
+             st.global.u32 [%rd2], %r1; bar.warp.sync -1; {fence}
+             @%p2 st.volatile.shared.u32 [%r7], 1; bra done;
+             consume: ld.volatile.shared.u32 %r8, [%r7]; setp.eq.u32 %p3, %r8, 0; @%p3 bra consume;
+             {fence} ld.global.u32 %r5, [%rd2+-128];
+             done:"
+        )
+    };
+    let mut case = case();
+    case.innocent(&body("membar.cta;"));
+    let fault = case.fault(&body(""));
+    assert!(matches!(&*fault.kind, FaultKind::Race { .. }), "{fault}");
+}
+
 #[test]
 fn divergent_barrier() {
     let mut case = case();

@@ -105,8 +105,6 @@ impl<O: Observer> Block<'_, O> {
             addresses,
             mask,
         } = located;
-        // Another block's shared memory has that block's observer.
-        let mut watched = *mask;
         for lane in lanes(*mask) {
             let address = addresses[lane];
             if address & u64::from(bytes - 1) != 0 {
@@ -133,7 +131,6 @@ impl<O: Observer> Block<'_, O> {
                 }
                 Space::Shared if is_remote(address) => {
                     self.admit_remote(site, lane, kind, address, bytes)?;
-                    watched &= !(1 << lane);
                     continue;
                 }
                 Space::Shared => self.shared.len(),
@@ -158,11 +155,8 @@ impl<O: Observer> Block<'_, O> {
                 return Err(self.fault(site, lane, kind));
             }
         }
-        if watched == 0 {
-            return Ok(());
-        }
         let site = Site {
-            active: watched,
+            active: *mask,
             ..*site
         };
         let event = MemoryEvent {
@@ -274,7 +268,7 @@ impl<O: Observer> Block<'_, O> {
             }
         }
         if strong {
-            self.observer.acquiring(acquire);
+            self.observer.acquiring(site, acquire);
         }
         Ok(())
     }
@@ -286,7 +280,7 @@ impl<O: Observer> Block<'_, O> {
             strong, release, ..
         } = store.ordering;
         if strong {
-            self.observer.releasing(release);
+            self.observer.releasing(site, release);
         }
         for located in locate(
             &self.warps[w].registers,
@@ -320,7 +314,7 @@ impl<O: Observer> Block<'_, O> {
         let Ordering {
             acquire, release, ..
         } = atomic.ordering;
-        self.observer.releasing(release);
+        self.observer.releasing(site, release);
         for located in locate(
             &self.warps[w].registers,
             atomic.space,
@@ -348,7 +342,7 @@ impl<O: Observer> Block<'_, O> {
                 }
             }
         }
-        self.observer.acquiring(acquire);
+        self.observer.acquiring(site, acquire);
         Ok(())
     }
 

@@ -59,8 +59,6 @@ pub(super) struct Block<'l, O> {
     /// Its number in the cluster.
     pub rank: u32,
     pub cluster: Cluster,
-    /// The last phase of the cluster's barrier that the observer was told of.
-    pub cluster_phase: u64,
     pub shared: Vec<u8>,
     pub warps: Vec<Warp>,
     pub observer: O,
@@ -71,7 +69,7 @@ pub(super) struct Block<'l, O> {
 }
 
 impl<'l, O: Observer> Block<'l, O> {
-    pub fn new(launch: &'l Launch<'l>, number: u32, rank: u32, observer: O) -> Block<'l, O> {
+    pub fn new(launch: &'l Launch<'l>, number: u32, rank: u32) -> Block<'l, O> {
         let program = launch.program;
         let threads = launch.threads();
         let warp = |number: u32| {
@@ -106,11 +104,10 @@ impl<'l, O: Observer> Block<'l, O> {
             program,
             number,
             rank,
-            // Both are lent for each turn.
+            // These are lent for each turn.
             cluster: Cluster::default(),
             shared: Vec::new(),
-            cluster_phase: 0,
-            observer,
+            observer: O::default(),
             barriers: std::array::from_fn(|_| arrivals()),
             clock: 0,
             random: mix(launch.config.seed ^ u64::from(number) << 32),
@@ -183,6 +180,7 @@ impl<'l, O: Observer> Block<'l, O> {
     pub fn site(&self, warp: usize, pc: u32, active: u32) -> Site {
         Site {
             block: self.number,
+            rank: self.rank,
             warp: self.warps[warp].number,
             pc,
             active,
@@ -424,7 +422,7 @@ impl<'l, O: Observer> Block<'l, O> {
                     group.state = State::Ready;
                     group.pc += 1;
                 }
-                self.observer.warp_synchronized(w as u32);
+                self.observer.warp_synchronized(self.rank, w as u32);
                 return Ok(true);
             }
         }
@@ -522,7 +520,7 @@ impl<'l, O: Observer> Block<'l, O> {
             return Ok(false);
         }
         self.observer
-            .synchronized(&arrivals.waiting, &arrivals.announced);
+            .synchronized(self.rank, &arrivals.waiting, &arrivals.announced);
         let (votes, voters) = (arrivals.votes, arrivals.voters);
         for warp in &mut self.warps {
             for group in &mut warp.groups {

@@ -344,14 +344,16 @@ impl<O: Observer> Block<'_, O> {
             return Err(self.fault(site, lane, FaultKind::Undefined(what)));
         }
         for rank in lanes(blocks) {
-            if rank == self.rank as usize {
-                for piece in transfer.pieces() {
-                    let mut to = [0; 32];
-                    to[lane] = piece.shared.into();
-                    self.observer
-                        .copy_issued(self.launch, site, &to, piece.bytes)
-                        .map_err(|violation| self.violation(site, *violation))?;
-                }
+            // Where a tensor ends within 16 bytes, they are filled in pieces.
+            for chunk in transfer
+                .pieces()
+                .chunk_by(|a, b| a.shared / 16 == b.shared / 16)
+            {
+                let mut to = [0; 32];
+                to[lane] = self.remote_address(chunk[0].shared.into(), rank);
+                self.observer
+                    .copy_issued(self.launch, site, &to, 16)
+                    .map_err(|violation| self.violation(site, *violation))?;
             }
             let transfer = transfer.clone();
             self.cluster.loads[rank].push(Load {
@@ -396,9 +398,7 @@ impl<O: Observer> Block<'_, O> {
                     Some(Ok((allocation, offset))) => allocation.read_bytes(offset, target),
                     _ => target.copy_from_slice(&fill[..size]),
                 }
-                self.observer
-                    .copy_landed(&load.site, load.lane, shared, bytes);
-                self.observer.bulk_landed(shared, bytes);
+                self.observer.bulk_landed(self.rank, shared, bytes);
             }
             self.complete_bytes(site, lane, barrier.into(), load.transfer.bytes())?;
         }

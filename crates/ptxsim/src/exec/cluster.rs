@@ -5,8 +5,8 @@
 
 use super::block::{Block, Progress};
 use super::bulk::Load;
-use super::launch::{Launch, mix, unflatten};
-use super::registers::lanes;
+use super::launch::{Launch, mix};
+use super::registers::{first_lane, lanes};
 use super::step::Flow;
 use crate::observe::{Observer, Site};
 use crate::program::Reg;
@@ -67,6 +67,7 @@ pub(super) struct Gang<'l, O> {
     blocks: Vec<Block<'l, O>>,
     done: Vec<bool>,
     cluster: Cluster,
+    observer: O,
     /// The block that takes the first turn: the seed's choice.
     first: usize,
 }
@@ -74,23 +75,17 @@ pub(super) struct Gang<'l, O> {
 impl<'l, O: Observer> Gang<'l, O> {
     /// Cluster `number` of the grid.
     pub fn new(launch: &'l Launch<'l>, number: u32, observer: impl Fn(u32) -> O) -> Gang<'l, O> {
-        let (grid, shape) = (launch.config.grid, launch.config.cluster);
-        let size: u32 = shape.iter().product();
-        let corner = unflatten(number, [0, 1, 2].map(|axis| grid[axis] / shape[axis]));
-        let block = |rank: u32| {
-            let within = unflatten(rank, shape);
-            let [x, y, z] = [0, 1, 2].map(|axis| corner[axis] * shape[axis] + within[axis]);
-            let number = x + grid[0] * (y + grid[1] * z);
-            Block::new(launch, number, rank, observer(number))
-        };
+        let size = launch.cluster_blocks();
+        let block = |rank| Block::new(launch, launch.block_number(number, rank), rank);
         Gang {
-            blocks: (0..size).map(block).collect(),
-            done: vec![false; size as usize],
+            blocks: (0..size as u32).map(block).collect(),
+            done: vec![false; size],
+            observer: observer(number),
             first: match launch.config.seed {
                 0 => 0,
-                seed => (mix(seed ^ u64::from(number)) % u64::from(size)) as usize,
+                seed => (mix(seed ^ u64::from(number)) % size as u64) as usize,
             },
-            cluster: Cluster::new(size as usize, launch.threads(), launch.shared_bytes),
+            cluster: Cluster::new(size, launch.threads(), launch.shared_bytes),
         }
     }
 
@@ -129,10 +124,22 @@ impl<'l, O: Observer> Gang<'l, O> {
         let block = &mut self.blocks[rank];
         block.cluster = std::mem::take(&mut self.cluster);
         block.shared = std::mem::take(&mut block.cluster.memories[rank]);
+        block.observer = std::mem::take(&mut self.observer);
         let result = act(block);
         block.cluster.memories[rank] = std::mem::take(&mut block.shared);
         self.cluster = std::mem::take(&mut block.cluster);
+        self.observer = std::mem::take(&mut block.observer);
         result
+    }
+}
+
+/// Rank of the block that an address in shared memory lies in, and the address there; `own` is the
+/// rank of the block that uses it.
+#[inline]
+pub(crate) fn owner(address: u64, own: u32) -> (u32, u64) {
+    match address >> RANK_SHIFT {
+        0 => (own, address),
+        rank => (rank as u32 - 1, address & ((1 << RANK_SHIFT) - 1)),
     }
 }
 
@@ -245,25 +252,24 @@ impl<O: Observer> Block<'_, O> {
     }
 
     /// `barrier.cluster.arrive`
-    pub(super) fn cluster_arrive(&mut self, w: usize, active: u32) {
+    pub(super) fn cluster_arrive(&mut self, w: usize, site: &Site) {
+        let active = site.active;
+        let phase = self.cluster.phase + 1;
         for lane in lanes(active) {
-            self.warps[w].cluster_phase[lane] = self.cluster.phase + 1;
+            self.warps[w].cluster_phase[lane] = phase;
         }
+        self.observer.cluster_arrived(site, phase);
         self.cluster.arrived += active.count_ones();
         self.cluster.advance();
     }
 
     /// `barrier.cluster.wait`
-    pub(super) fn cluster_wait(&mut self, w: usize, active: u32) -> Flow {
-        if !self.cluster_done(w, active) {
+    pub(super) fn cluster_wait(&mut self, w: usize, site: &Site) -> Flow {
+        if !self.cluster_done(w, site.active) {
             return Flow::Wait;
         }
-        // All threads of the block have arrived; telling it once for each phase is enough.
-        if self.cluster_phase < self.cluster.phase {
-            self.cluster_phase = self.cluster.phase;
-            let all: Vec<u32> = self.warps.iter().map(|warp| warp.lanes).collect();
-            self.observer.synchronized(&all, &vec![0; all.len()]);
-        }
+        let phase = self.warps[w].cluster_phase[first_lane(site.active)];
+        self.observer.cluster_waited(site, phase);
         Flow::Next
     }
 

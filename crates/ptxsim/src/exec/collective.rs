@@ -11,7 +11,7 @@ impl<O: Observer> Block<'_, O> {
         let active = site.active;
         let registers = &mut self.warps[w].registers;
         match op {
-            WarpOp::Sync => self.observer.warp_synchronized(site.warp),
+            WarpOp::Sync => self.observer.warp_synchronized(site.rank, site.warp),
             WarpOp::Vote { mode, d, p } => {
                 let ballot = registers.predicate(*p) & members;
                 let truth = match mode {

@@ -36,8 +36,27 @@ impl Launch<'_> {
         self.config.block.iter().product()
     }
 
+    /// Warps of a block.
+    pub fn warps(&self) -> usize {
+        self.threads().div_ceil(32) as usize
+    }
+
+    /// Blocks of a cluster.
+    pub fn cluster_blocks(&self) -> usize {
+        self.config.cluster.iter().product::<u32>() as usize
+    }
+
     pub fn clusters(&self) -> u32 {
-        self.config.grid.iter().product::<u32>() / self.config.cluster.iter().product::<u32>()
+        self.blocks() / self.cluster_blocks() as u32
+    }
+
+    /// Number in the grid of the block of that rank in a cluster.
+    pub fn block_number(&self, cluster: u32, rank: u32) -> u32 {
+        let (grid, shape) = (self.config.grid, self.config.cluster);
+        let corner = unflatten(cluster, [0, 1, 2].map(|axis| grid[axis] / shape[axis]));
+        let within = unflatten(rank, shape);
+        let [x, y, z] = [0, 1, 2].map(|axis| corner[axis] * shape[axis] + within[axis]);
+        x + grid[0] * (y + grid[1] * z)
     }
 
     pub fn blocks(&self) -> u32 {
@@ -172,7 +191,7 @@ pub(crate) fn run(
     if watch.is_idle() {
         run_blocks(&launch, |_| ())?;
     } else {
-        run_blocks(&launch, |block| Watcher::new(&watch, &launch, block))?;
+        run_blocks(&launch, |cluster| Watcher::new(&watch, &launch, cluster))?;
     }
     let counters = watch.into_counters();
     let printed = launch

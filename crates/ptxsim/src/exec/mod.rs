@@ -18,5 +18,6 @@ mod step;
 mod warp;
 mod wgmma;
 
+pub(crate) use cluster::owner;
 pub(crate) use launch::{Launch, run};
 pub(crate) use registers::lanes;

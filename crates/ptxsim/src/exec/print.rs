@@ -78,8 +78,7 @@ impl<O: Observer> Block<'_, O> {
             if let Some(&(to, bytes)) = call.results.first() {
                 let at = lane * self.program.local_bytes as usize + to as usize;
                 self.warps[w].local[at..at + bytes as usize].fill(0);
-                self.observer
-                    .local_written(w as u32, lane, to.into(), bytes);
+                self.observer.local_written(site, lane, to.into(), bytes);
             }
         }
         self.launch

@@ -91,11 +91,7 @@ impl<O: Observer> Block<'_, O> {
                 return self.arrive(w, site, barrier);
             }
             Op::Atomic(atomic) => self.atomic(w, site, atomic)?,
-            Op::Fence { device } => {
-                if *device {
-                    self.observer.fence();
-                }
-            }
+            Op::Fence { device } => self.observer.fence(site, *device),
             Op::BranchIndexed { index, targets } => {
                 let index = *self.warps[w].registers.word(*index);
                 let mut parts: Vec<(u32, u32, u32)> = Vec::new();
@@ -114,7 +110,7 @@ impl<O: Observer> Block<'_, O> {
                 return Ok(Flow::Scatter(parts));
             }
             Op::Call(call) => return self.call(w, site, call),
-            Op::Return => return Ok(self.ret(w, active)),
+            Op::Return => return Ok(self.ret(w, site)),
             Op::Exit => return Ok(Flow::Exit),
             Op::Trap => return Err(self.fault(site, first_lane(active), FaultKind::Trap)),
             Op::Mbarrier(op) => return self.mbarrier(w, site, op),
@@ -144,13 +140,13 @@ impl<O: Observer> Block<'_, O> {
                 if *aligned && active != self.warps[w].live() && !forced {
                     return Ok(Flow::Park);
                 }
-                self.cluster_arrive(w, active);
+                self.cluster_arrive(w, site);
             }
             Op::ClusterWait { aligned } => {
                 if *aligned && active != self.warps[w].live() && !forced {
                     return Ok(Flow::Park);
                 }
-                return Ok(self.cluster_wait(w, active));
+                return Ok(self.cluster_wait(w, site));
             }
             Op::MapAddress { d, a, rank } => {
                 let rank = *self.warps[w].registers.word(*rank);
@@ -321,7 +317,7 @@ impl<O: Observer> Block<'_, O> {
                 return Err(self.fault(site, lane, FaultKind::Undefined(what)));
             }
             for (&(from, bytes), &(to, size)) in call.arguments.iter().zip(&target.params) {
-                self.copy_local(w, lane, from, to, bytes.min(size));
+                self.copy_local(w, site, lane, from, to, bytes.min(size));
             }
             let warp = &mut self.warps[w];
             warp.calls[lane].push(site.pc);
@@ -334,9 +330,9 @@ impl<O: Observer> Block<'_, O> {
         Ok(Flow::Scatter(parts))
     }
 
-    fn ret(&mut self, w: usize, active: u32) -> Flow {
+    fn ret(&mut self, w: usize, site: &Site) -> Flow {
         let mut parts: Vec<(u32, u32, u32)> = Vec::new();
-        for lane in lanes(active) {
+        for lane in lanes(site.active) {
             let warp = &mut self.warps[w];
             let Some(call_pc) = warp.calls[lane].pop() else {
                 continue;
@@ -354,7 +350,7 @@ impl<O: Observer> Block<'_, O> {
                 };
                 if let Some(target) = target.and_then(|n| program.functions.get(n)?.as_ref()) {
                     for (&(to, size), &(from, bytes)) in call.results.iter().zip(&target.returns) {
-                        self.copy_local(w, lane, from, to, bytes.min(size));
+                        self.copy_local(w, site, lane, from, to, bytes.min(size));
                     }
                 }
             }
@@ -366,11 +362,11 @@ impl<O: Observer> Block<'_, O> {
         Flow::Scatter(parts)
     }
 
-    fn copy_local(&mut self, w: usize, lane: usize, from: u32, to: u32, bytes: u32) {
+    fn copy_local(&mut self, w: usize, site: &Site, lane: usize, from: u32, to: u32, bytes: u32) {
         let base = lane * self.program.local_bytes as usize;
         let (from, to, bytes) = (base + from as usize, base + to as usize, bytes as usize);
         self.warps[w].local.copy_within(from..from + bytes, to);
         self.observer
-            .local_written(w as u32, lane, (to - base) as u64, bytes as u32);
+            .local_written(site, lane, (to - base) as u64, bytes as u32);
     }
 }

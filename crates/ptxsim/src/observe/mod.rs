@@ -6,6 +6,7 @@
 mod checks;
 mod counters;
 mod observer;
+mod order;
 mod traffic;
 mod watcher;
 
@@ -23,7 +24,7 @@ pub struct Checks {
     pub uninitialized: bool,
     /// Shared-memory accesses that nothing orders.
     pub shared_races: bool,
-    /// Global-memory accesses of different blocks that nothing orders.
+    /// Global-memory accesses of different threads that nothing orders.
     pub global_races: bool,
     /// Barriers that not all lanes of a warp, or not all threads of a block, reach.
     pub barriers: bool,

@@ -9,6 +9,8 @@ use crate::report::{AccessKind, FaultKind, Space};
 pub(crate) struct Site {
     /// Number of the block in the grid.
     pub block: u32,
+    /// Number of the block in its cluster.
+    pub rank: u32,
     /// Number of the warp in the block.
     pub warp: u32,
     pub pc: u32,
@@ -35,8 +37,9 @@ pub(crate) struct Violation {
 
 pub(crate) type Verdict = Result<(), Box<Violation>>;
 
-/// Watches one block. Every method is empty by default, and compiles to nothing.
-pub(crate) trait Observer {
+/// Watches one cluster. It is lent to the block that has its turn; the others hold a default one,
+/// which watches nothing. Every method is empty by default, and compiles to nothing.
+pub(crate) trait Observer: Default {
     /// An instruction is about to run.
     fn issue(&mut self, _site: &Site, _instr: &Instr) {}
 
@@ -69,8 +72,9 @@ pub(crate) trait Observer {
     /// The active lanes have waited for a phase of the mbarrier at `address`.
     fn mbarrier_waited(&mut self, _site: &Site, _address: u64) {}
 
-    /// Bytes that a bulk copy brought are there for every thread that waits at its mbarrier.
-    fn bulk_landed(&mut self, _to: u32, _bytes: u32) {}
+    /// Bytes that a bulk copy brought to the block of that rank are there for every thread that
+    /// waits at its mbarrier.
+    fn bulk_landed(&mut self, _rank: u32, _to: u32, _bytes: u32) {}
 
     /// The asynchronous proxy is about to read shared memory.
     fn async_read(
@@ -86,24 +90,30 @@ pub(crate) trait Observer {
     /// The active lanes made their writes visible to the asynchronous proxy.
     fn proxy_fence(&mut self, _site: &Site) {}
 
-    /// Threads waited for each other. One mask of lanes per warp: those that have waited, and
-    /// those that only announced themselves.
-    fn synchronized(&mut self, _waited: &[u32], _arrived: &[u32]) {}
+    /// Threads of a block waited for each other. One mask of lanes per warp: those that have waited,
+    /// and those that only announced themselves.
+    fn synchronized(&mut self, _rank: u32, _waited: &[u32], _arrived: &[u32]) {}
 
     /// The lanes of one warp waited for each other.
-    fn warp_synchronized(&mut self, _warp: u32) {}
+    fn warp_synchronized(&mut self, _rank: u32, _warp: u32) {}
 
-    /// The engine itself wrote to a thread's local memory: arguments and results of calls.
-    fn local_written(&mut self, _warp: u32, _lane: usize, _address: u64, _bytes: u32) {}
+    /// The active lanes arrived at a phase of the cluster's barrier.
+    fn cluster_arrived(&mut self, _site: &Site, _phase: u64) {}
 
-    /// A fence of device scope.
-    fn fence(&mut self) {}
+    /// The active lanes have waited for a phase of the cluster's barrier.
+    fn cluster_waited(&mut self, _site: &Site, _phase: u64) {}
+
+    /// The engine itself wrote to a lane's local memory: arguments and results of calls.
+    fn local_written(&mut self, _site: &Site, _lane: usize, _address: u64, _bytes: u32) {}
+
+    /// A fence, of device scope or of the block's or cluster's.
+    fn fence(&mut self, _site: &Site, _device: bool) {}
 
     /// A strong write follows; `release` where it has that order itself.
-    fn releasing(&mut self, _release: bool) {}
+    fn releasing(&mut self, _site: &Site, _release: bool) {}
 
     /// A strong read has been made; `acquire` where it has that order itself.
-    fn acquiring(&mut self, _acquire: bool) {}
+    fn acquiring(&mut self, _site: &Site, _acquire: bool) {}
 }
 
 /// Watches nothing.

@@ -3,9 +3,10 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::checks::{AsyncCopies, BlockRaces, GlobalRaces, ProxyCheck, SharedRaces, Uninitialized};
+use super::order::Clocks;
 use super::traffic::{Unique, bank_conflicts, sectors};
 use super::{Counters, MemoryEvent, Observer, Site, Verdict};
-use crate::exec::Launch;
+use crate::exec::{Launch, owner};
 use crate::program::{Class, Instr, Op};
 use crate::report::{AccessKind, Space};
 
@@ -19,7 +20,7 @@ pub(crate) struct Watch {
 impl Watch {
     pub fn new(launch: &Launch<'_>) -> Watch {
         let checks = launch.config.checks;
-        let several = launch.blocks() > 1;
+        let several = launch.blocks() > 1 || launch.threads() > 1;
         let counting = launch
             .config
             .counters
@@ -50,43 +51,64 @@ impl Watch {
     }
 }
 
-/// Watches one block.
+/// Watches one cluster.
+#[derive(Default)]
 pub(crate) struct Watcher<'w> {
-    watch: &'w Watch,
-    block: u32,
+    watch: Option<&'w Watch>,
     counters: Option<Counters>,
     uninitialized: Option<Uninitialized>,
     async_copies: Option<AsyncCopies>,
+    clocks: Option<Clocks>,
     shared_races: Option<SharedRaces>,
-    global_races: BlockRaces,
+    /// By rank.
+    global_races: Vec<BlockRaces>,
     /// Only where the program has instructions of the asynchronous proxy.
     proxy: Option<ProxyCheck>,
 }
 
 impl<'w> Watcher<'w> {
-    pub fn new(watch: &'w Watch, launch: &Launch<'_>, block: u32) -> Watcher<'w> {
+    pub fn new(watch: &'w Watch, launch: &Launch<'_>, cluster: u32) -> Watcher<'w> {
         let checks = launch.config.checks;
         let shared = launch.shared_bytes > 0;
-        // What blocks of a cluster do to each other's shared memory is not seen here.
-        let alone = launch.config.cluster == [1; 3];
+        let shared_races = checks.shared_races && shared;
+        let global_races = watch.global_races.is_some();
         let proxy = checks.async_copies && launch.program.uses_async_proxy();
         Watcher {
-            watch,
-            block,
+            watch: Some(watch),
             counters: watch.counting.is_some().then(Counters::default),
             uninitialized: checks.uninitialized.then(|| Uninitialized::new(launch)),
             async_copies: (checks.async_copies && shared).then(|| AsyncCopies::new(launch)),
-            shared_races: (checks.shared_races && shared && alone)
-                .then(|| SharedRaces::new(launch)),
-            global_races: BlockRaces::default(),
+            clocks: (shared_races || global_races).then(|| Clocks::new(launch)),
+            shared_races: shared_races.then(|| SharedRaces::new(launch, cluster)),
+            global_races: match global_races {
+                true => (0..launch.cluster_blocks())
+                    .map(|_| BlockRaces::default())
+                    .collect(),
+                false => Vec::new(),
+            },
             proxy: proxy.then(|| ProxyCheck::new(launch)),
         }
     }
 }
 
+impl<'w> Watcher<'w> {
+    /// What the order of blocks is kept in.
+    fn ordering(&mut self, site: &Site) -> Option<(&mut BlockRaces, &'w GlobalRaces)> {
+        let races = self.watch?.global_races.as_ref()?;
+        Some((&mut self.global_races[site.rank as usize], races))
+    }
+}
+
 impl Drop for Watcher<'_> {
     fn drop(&mut self) {
-        if let (Some(own), Some((total, _))) = (&self.counters, &self.watch.counting) {
+        if let (
+            Some(own),
+            Some(Watch {
+                counting: Some((total, _)),
+                ..
+            }),
+        ) = (&self.counters, self.watch)
+        {
             total
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -132,7 +154,10 @@ impl Observer for Watcher<'_> {
     }
 
     fn access(&mut self, launch: &Launch<'_>, site: &Site, event: &MemoryEvent<'_>) -> Verdict {
-        if let (Some(counters), Some((_, unique))) = (&mut self.counters, &self.watch.counting) {
+        let Some(watch) = self.watch else {
+            return Ok(());
+        };
+        if let (Some(counters), Some((_, unique))) = (&mut self.counters, &watch.counting) {
             count(counters, unique, launch, site, event);
         }
         if let Some(check) = &self.async_copies {
@@ -141,11 +166,14 @@ impl Observer for Watcher<'_> {
         if let Some(check) = &mut self.uninitialized {
             check.access(launch, site, event)?;
         }
-        if let Some(check) = &mut self.shared_races {
-            check.access(launch, site, event)?;
-        }
-        if let Some(races) = &self.watch.global_races {
-            self.global_races.access(races, launch, site, event)?;
+        if let Some(clocks) = &self.clocks {
+            if let Some(check) = &mut self.shared_races {
+                check.access(launch, clocks, site, event)?;
+            }
+            if let Some(races) = &watch.global_races {
+                let own = &self.global_races[site.rank as usize];
+                own.access(races, clocks, launch, site, event)?;
+            }
         }
         if let Some(proxy) = &mut self.proxy {
             proxy.access(site, event);
@@ -160,8 +188,8 @@ impl Observer for Watcher<'_> {
         to: &[u64; 32],
         bytes: u32,
     ) -> Verdict {
-        if let Some(check) = &mut self.shared_races {
-            check.copy_issued(launch, site, to, bytes)?;
+        if let (Some(clocks), Some(check)) = (&self.clocks, &mut self.shared_races) {
+            check.copy_issued(launch, clocks, site, to, bytes)?;
         }
         match &mut self.async_copies {
             Some(check) => check.issued(launch, site, to, bytes),
@@ -171,37 +199,43 @@ impl Observer for Watcher<'_> {
 
     fn copy_landed(&mut self, site: &Site, lane: usize, to: u32, bytes: u32) {
         if let Some(check) = &mut self.async_copies {
-            check.landed(to, bytes);
+            check.landed(site.rank, to, bytes);
         }
         if let Some(check) = &mut self.uninitialized {
-            check.shared_written(to.into(), bytes);
+            check.shared_written(site.rank, to.into(), bytes);
         }
-        if let Some(check) = &mut self.shared_races {
-            check.copy_landed(site, lane, to, bytes);
+        if let (Some(clocks), Some(check)) = (&self.clocks, &mut self.shared_races) {
+            check.copy_landed(clocks.now(site, lane), site, to, bytes);
         }
     }
 
     fn mbarrier_arrived(&mut self, site: &Site, address: u64) {
-        if let Some(check) = &mut self.shared_races {
-            check.mbarrier_arrived(site.warp, address);
+        if let Some(clocks) = &mut self.clocks {
+            clocks.mbarrier_arrived(site, owner(address, site.rank));
         }
     }
 
     fn mbarrier_waited(&mut self, site: &Site, address: u64) {
-        if let Some(check) = &mut self.shared_races {
-            check.mbarrier_waited(site.warp, address);
+        if let Some(clocks) = &mut self.clocks {
+            clocks.mbarrier_waited(site, owner(address, site.rank));
         }
         if let Some(proxy) = &mut self.proxy {
-            proxy.synchronized();
+            proxy.synchronized(site.rank);
         }
     }
 
-    fn bulk_landed(&mut self, to: u32, bytes: u32) {
+    fn bulk_landed(&mut self, rank: u32, to: u32, bytes: u32) {
+        if let Some(check) = &mut self.async_copies {
+            check.landed(rank, to, bytes);
+        }
+        if let Some(check) = &mut self.uninitialized {
+            check.shared_written(rank, to.into(), bytes);
+        }
         if let Some(check) = &mut self.shared_races {
-            check.bulk_landed(to, bytes);
+            check.bulk_landed(rank, to, bytes);
         }
         if let Some(proxy) = &mut self.proxy {
-            proxy.landed(to, bytes);
+            proxy.landed(rank, to, bytes);
         }
     }
 
@@ -218,40 +252,57 @@ impl Observer for Watcher<'_> {
         }
     }
 
-    fn local_written(&mut self, warp: u32, lane: usize, address: u64, bytes: u32) {
+    fn local_written(&mut self, site: &Site, lane: usize, address: u64, bytes: u32) {
         if let Some(check) = &mut self.uninitialized {
-            check.local_written(warp, lane, address, bytes);
+            check.local_written(site, lane, address, bytes);
         }
     }
 
-    fn synchronized(&mut self, waited: &[u32], arrived: &[u32]) {
-        if let Some(check) = &mut self.shared_races {
-            check.synchronized(waited, arrived);
+    fn synchronized(&mut self, rank: u32, waited: &[u32], arrived: &[u32]) {
+        if let Some(clocks) = &mut self.clocks {
+            clocks.synchronized(rank as usize, waited, arrived);
         }
         if let Some(proxy) = &mut self.proxy {
-            proxy.synchronized();
+            proxy.synchronized(rank);
         }
     }
 
-    fn warp_synchronized(&mut self, warp: u32) {
-        if let Some(check) = &mut self.shared_races {
-            check.warp_synchronized(warp);
+    fn warp_synchronized(&mut self, rank: u32, warp: u32) {
+        if let Some(clocks) = &mut self.clocks {
+            clocks.warp_synchronized(rank as usize, warp as usize);
         }
     }
 
-    fn fence(&mut self) {
-        self.global_races.fence();
-    }
-
-    fn releasing(&mut self, release: bool) {
-        if let Some(races) = &self.watch.global_races {
-            self.global_races.releasing(races, self.block, release);
+    fn cluster_arrived(&mut self, site: &Site, phase: u64) {
+        if let Some(clocks) = &mut self.clocks {
+            clocks.cluster_arrived(site, phase);
         }
     }
 
-    fn acquiring(&mut self, acquire: bool) {
-        if let Some(races) = &self.watch.global_races {
-            self.global_races.acquiring(races, acquire);
+    fn cluster_waited(&mut self, site: &Site, phase: u64) {
+        if let Some(clocks) = &mut self.clocks {
+            clocks.cluster_waited(site, phase);
+        }
+        if let Some(proxy) = &mut self.proxy {
+            proxy.synchronized(site.rank);
+        }
+    }
+
+    fn fence(&mut self, site: &Site, device: bool) {
+        if let Some(own) = self.global_races.get_mut(site.rank as usize) {
+            own.fence(device);
+        }
+    }
+
+    fn releasing(&mut self, site: &Site, release: bool) {
+        if let Some((own, races)) = self.ordering(site) {
+            own.releasing(races, site.block, release);
+        }
+    }
+
+    fn acquiring(&mut self, site: &Site, acquire: bool) {
+        if let Some((own, races)) = self.ordering(site) {
+            own.acquiring(races, acquire);
         }
     }
 }

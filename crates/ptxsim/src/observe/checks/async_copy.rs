@@ -1,20 +1,31 @@
 //! Accesses to shared memory that an asynchronous copy may still be writing.
 
 use super::super::{MemoryEvent, Site, Verdict, Violation};
-use super::{access_of, for_each_word, lanes};
+use super::{SharedMap, access_of, for_each_word, lanes};
 use crate::exec::Launch;
 use crate::report::{Access, AccessKind, FaultKind, Space};
 
-/// Who copies into each word of a block's shared memory: thread and instruction.
+/// Who issued a copy.
+#[derive(Clone, Copy)]
+struct Issuer {
+    block: u32,
+    thread: u32,
+    pc: u32,
+}
+
+/// Who copies into each word of a cluster's shared memory.
 pub(in super::super) struct AsyncCopies {
-    words: Vec<Option<(u32, u32)>>,
+    map: SharedMap,
+    words: Vec<Option<Issuer>>,
     pending: usize,
 }
 
 impl AsyncCopies {
     pub fn new(launch: &Launch<'_>) -> AsyncCopies {
+        let map = SharedMap::new(launch);
         AsyncCopies {
-            words: vec![None; launch.shared_bytes.div_ceil(4) as usize],
+            map,
+            words: vec![None; map.words()],
             pending: 0,
         }
     }
@@ -24,8 +35,9 @@ impl AsyncCopies {
             return Ok(());
         }
         for lane in lanes(site.active) {
-            for_each_word(event.addresses[lane], event.bytes, |word, _| {
-                self.check(launch, site, lane, word, || access_of(event, lane))
+            let at = self.map.at(site.rank, event.addresses[lane]);
+            for_each_word(at, event.bytes, |word, _| {
+                self.check(launch, lane, word, || access_of(event, lane))
             })?;
         }
         Ok(())
@@ -34,15 +46,14 @@ impl AsyncCopies {
     fn check(
         &self,
         launch: &Launch<'_>,
-        site: &Site,
         lane: usize,
         word: usize,
         access: impl Fn() -> Access,
     ) -> Verdict {
         match self.words[word] {
             None => Ok(()),
-            Some((thread, pc)) => {
-                let copy = launch.party(site.block, thread, pc);
+            Some(Issuer { block, thread, pc }) => {
+                let copy = launch.party(block, thread, pc);
                 let kind = FaultKind::BeforeWait {
                     access: access(),
                     copy,
@@ -67,9 +78,13 @@ impl AsyncCopies {
                 address,
                 bytes,
             };
-            for_each_word(address, bytes, |word, _| {
-                self.check(launch, site, lane, word, access)?;
-                self.words[word] = Some((site.warp * 32 + lane as u32, site.pc));
+            for_each_word(self.map.at(site.rank, address), bytes, |word, _| {
+                self.check(launch, lane, word, access)?;
+                self.words[word] = Some(Issuer {
+                    block: site.block,
+                    thread: site.warp * 32 + lane as u32,
+                    pc: site.pc,
+                });
                 self.pending += 1;
                 Ok(())
             })?;
@@ -77,9 +92,9 @@ impl AsyncCopies {
         Ok(())
     }
 
-    pub fn landed(&mut self, to: u32, bytes: u32) {
-        for word in &mut self.words[to as usize / 4..(to + bytes) as usize / 4] {
-            if word.take().is_some() {
+    pub fn landed(&mut self, rank: u32, to: u32, bytes: u32) {
+        for word in self.map.words_of(rank, to, bytes) {
+            if self.words[word].take().is_some() {
                 self.pending -= 1;
             }
         }

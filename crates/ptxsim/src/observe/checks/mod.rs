@@ -14,8 +14,55 @@ pub(super) use shared_race::SharedRaces;
 pub(super) use uninitialized::Uninitialized;
 
 use super::{MemoryEvent, Violation};
-use crate::exec::lanes;
+use crate::exec::{Launch, lanes, owner};
 use crate::report::Access;
+
+/// The shared memories of a cluster, one behind the other.
+#[derive(Clone, Copy)]
+struct SharedMap {
+    /// Of one block, a multiple of 4.
+    bytes: u64,
+    blocks: usize,
+}
+
+impl SharedMap {
+    fn new(launch: &Launch<'_>) -> SharedMap {
+        SharedMap {
+            bytes: u64::from(launch.shared_bytes).next_multiple_of(16),
+            blocks: launch.cluster_blocks(),
+        }
+    }
+
+    /// The place of an address that a thread of block `rank` uses.
+    #[inline]
+    fn at(&self, rank: u32, address: u64) -> u64 {
+        let (rank, offset) = owner(address, rank);
+        u64::from(rank) * self.bytes + offset
+    }
+
+    fn total_bytes(&self) -> usize {
+        self.bytes as usize * self.blocks
+    }
+
+    fn words(&self) -> usize {
+        self.total_bytes() / 4
+    }
+
+    /// The words that a range touches.
+    fn words_of(&self, rank: u32, address: u32, bytes: u32) -> std::ops::Range<usize> {
+        let at = self.at(rank, address.into()) as usize;
+        at / 4..(at + bytes as usize).div_ceil(4)
+    }
+
+    /// Rank of the block that has a word.
+    #[inline]
+    fn rank_of(&self, word: usize) -> usize {
+        match self.blocks {
+            1 => 0,
+            _ => 4 * word / self.bytes as usize,
+        }
+    }
+}
 
 /// The access of one lane.
 fn access_of(event: &MemoryEvent<'_>, lane: usize) -> Access {

@@ -3,7 +3,8 @@
 //!
 //! The fence may be the writer's own, or another thread's that synchronized with the writer before.
 
-use crate::exec::Launch;
+use super::SharedMap;
+use crate::exec::{Launch, owner};
 use crate::observe::{MemoryEvent, Site, Verdict, Violation};
 use crate::report::{Access, AccessKind, FaultKind, Space};
 
@@ -13,37 +14,52 @@ const GRANULE: usize = 4;
 /// The last thread that wrote a granule.
 #[derive(Clone, Copy)]
 struct Writer {
+    block: u32,
+    /// Number of the thread in the cluster's warps.
     thread: u32,
     /// Fences that the thread had executed.
     fences: u32,
-    /// Synchronizations of the block until then.
+    /// Synchronizations until then of the block that was written to.
     epoch: u32,
     pc: u32,
 }
 
-/// Watches the shared memory of one block.
-pub(crate) struct ProxyCheck {
-    writers: Vec<Option<Writer>>,
-    /// Fences that each thread has executed.
-    fences: Vec<u32>,
-    /// Synchronizations of the block so far.
-    epoch: u32,
+/// How far one block of the cluster is.
+#[derive(Clone, Copy, Default)]
+struct Epochs {
+    /// Synchronizations so far.
+    now: u32,
     /// What was written in an earlier epoch than this one has been fenced by somebody.
     fenced_before: u32,
 }
 
+/// Watches the shared memory of a cluster.
+pub(crate) struct ProxyCheck {
+    map: SharedMap,
+    /// Lanes of the warps of one block.
+    lanes: u32,
+    writers: Vec<Option<Writer>>,
+    /// Fences that each thread has executed.
+    fences: Vec<u32>,
+    epochs: Vec<Epochs>,
+}
+
 impl ProxyCheck {
     pub fn new(launch: &Launch<'_>) -> ProxyCheck {
+        let map = SharedMap::new(launch);
+        let (lanes, blocks) = (32 * launch.warps(), launch.cluster_blocks());
         ProxyCheck {
-            writers: vec![None; (launch.shared_bytes as usize).div_ceil(GRANULE)],
-            fences: vec![0; launch.threads() as usize],
-            epoch: 0,
-            fenced_before: 0,
+            map,
+            lanes: lanes as u32,
+            writers: vec![None; map.total_bytes().div_ceil(GRANULE)],
+            fences: vec![0; lanes * blocks],
+            epochs: vec![Epochs::default(); blocks],
         }
     }
 
-    fn granules(from: u64, bytes: u32) -> std::ops::Range<usize> {
-        from as usize / GRANULE..(from as usize + bytes as usize).div_ceil(GRANULE)
+    fn granules(&self, rank: u32, from: u64, bytes: u32) -> std::ops::Range<usize> {
+        let from = self.map.at(rank, from) as usize;
+        from / GRANULE..(from + bytes as usize).div_ceil(GRANULE)
     }
 
     /// Threads access memory.
@@ -52,15 +68,16 @@ impl ProxyCheck {
             return;
         }
         for lane in (0..32).filter(|lane| site.active >> lane & 1 == 1) {
-            let thread = site.warp * 32 + lane as u32;
-            let fences = self.fences[thread as usize];
+            let thread = site.rank * self.lanes + site.warp * 32 + lane as u32;
+            let (owner, _) = owner(event.addresses[lane], site.rank);
             let writer = Writer {
+                block: site.block,
                 thread,
-                fences,
-                epoch: self.epoch,
+                fences: self.fences[thread as usize],
+                epoch: self.epochs[owner as usize].now,
                 pc: site.pc,
             };
-            let granules = ProxyCheck::granules(event.addresses[lane], event.bytes);
+            let granules = self.granules(site.rank, event.addresses[lane], event.bytes);
             self.writers[granules].fill(Some(writer));
         }
     }
@@ -68,28 +85,31 @@ impl ProxyCheck {
     /// Threads fence.
     pub fn fence(&mut self, site: &Site) {
         for lane in (0..32).filter(|lane| site.active >> lane & 1 == 1) {
-            self.fences[site.warp as usize * 32 + lane] += 1;
+            let thread = site.rank * self.lanes + site.warp * 32 + lane as u32;
+            self.fences[thread as usize] += 1;
         }
-        self.fenced_before = self.epoch;
+        let epochs = &mut self.epochs[site.rank as usize];
+        epochs.fenced_before = epochs.now;
     }
 
-    /// Threads waited for others, at a barrier or an mbarrier.
-    pub fn synchronized(&mut self) {
-        self.epoch += 1;
+    /// Threads of a block waited for others, at a barrier or an mbarrier.
+    pub fn synchronized(&mut self, rank: u32) {
+        self.epochs[rank as usize].now += 1;
     }
 
     /// The asynchronous proxy wrote.
-    pub fn landed(&mut self, to: u32, bytes: u32) {
-        self.writers[ProxyCheck::granules(to.into(), bytes)].fill(None);
+    pub fn landed(&mut self, rank: u32, to: u32, bytes: u32) {
+        let granules = self.granules(rank, to.into(), bytes);
+        self.writers[granules].fill(None);
     }
 
     /// The asynchronous proxy reads.
     pub fn async_read(&self, launch: &Launch<'_>, site: &Site, from: u32, bytes: u32) -> Verdict {
+        let fenced_before = self.epochs[site.rank as usize].fenced_before;
         let unfenced = |writer: &&Writer| {
-            self.fences[writer.thread as usize] == writer.fences
-                && writer.epoch >= self.fenced_before
+            self.fences[writer.thread as usize] == writer.fences && writer.epoch >= fenced_before
         };
-        let writers = &self.writers[ProxyCheck::granules(from.into(), bytes)];
+        let writers = &self.writers[self.granules(site.rank, from.into(), bytes)];
         match writers.iter().flatten().find(unfenced) {
             None => Ok(()),
             Some(writer) => Err(Box::new(Violation {
@@ -101,7 +121,7 @@ impl ProxyCheck {
                         address: from.into(),
                         bytes,
                     },
-                    writer: launch.party(site.block, writer.thread, writer.pc),
+                    writer: launch.party(writer.block, writer.thread % self.lanes, writer.pc),
                 },
             })),
         }

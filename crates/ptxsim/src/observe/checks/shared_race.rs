@@ -1,14 +1,10 @@
-//! Accesses to shared memory that nothing orders.
-//!
-//! Every warp has a vector clock: what it knows of the progress of the others. A barrier joins the
-//! clocks of those that meet. An access is ordered behind an earlier one if the warp's clock has
-//! reached the other's time. Lanes of one warp are ordered by running together; only what lanes do
-//! while they are apart can race, and `bar.warp.sync` orders that.
+//! Accesses to the shared memory of a cluster that nothing orders.
 
 use std::collections::HashMap;
 
+use super::super::order::{Clocks, Moment};
 use super::super::{MemoryEvent, Site, Verdict, Violation};
-use super::{access_of, for_each_word, lanes};
+use super::{SharedMap, access_of, for_each_word, lanes};
 use crate::exec::Launch;
 use crate::report::{Access, AccessKind, FaultKind, Space};
 
@@ -18,7 +14,7 @@ struct Write {
     /// The writer's own clock; 0 before any write.
     time: u32,
     pc: u32,
-    warp: u8,
+    warp: u16,
     lane: u8,
     /// Bytes of the word.
     bytes: u8,
@@ -37,20 +33,22 @@ struct Read {
 }
 
 pub(in super::super) struct SharedRaces {
-    /// `clocks[warp][other]`
-    clocks: Vec<Vec<u32>>,
-    /// What those who arrived at an mbarrier knew, by its address.
-    mbarriers: HashMap<u64, Vec<u32>>,
+    map: SharedMap,
+    /// Block numbers by rank.
+    blocks: Vec<u32>,
     writes: Vec<Write>,
-    /// Warps that have read a word since its last write.
+    /// Warps of a word's own block that have read it since its last write.
     readers: Vec<u32>,
-    /// `reads[warp * words + word]`
+    /// Their reads: `reads[warp * words + word]`
     reads: Vec<Read>,
+    /// Reads by warps of other blocks since a word's last write.
+    remote_reads: HashMap<usize, Vec<(usize, Read)>>,
 }
 
 /// One lane's access to one word.
 struct Touch<'a> {
     launch: &'a Launch<'a>,
+    clocks: &'a Clocks,
     site: &'a Site,
     lane: usize,
     access: Access,
@@ -58,62 +56,43 @@ struct Touch<'a> {
 }
 
 impl SharedRaces {
-    pub fn new(launch: &Launch<'_>) -> SharedRaces {
-        let warps = launch.threads().div_ceil(32) as usize;
-        let words = launch.shared_bytes.div_ceil(4) as usize;
-        let clock = |warp| (0..warps).map(|other| u32::from(other == warp)).collect();
+    pub fn new(launch: &Launch<'_>, cluster: u32) -> SharedRaces {
+        let map = SharedMap::new(launch);
+        let (words, blocks) = (map.words(), launch.cluster_blocks() as u32);
         SharedRaces {
-            clocks: (0..warps).map(clock).collect(),
-            mbarriers: HashMap::new(),
+            map,
+            blocks: (0..blocks)
+                .map(|rank| launch.block_number(cluster, rank))
+                .collect(),
             writes: vec![Write::default(); words],
             readers: vec![0; words],
-            reads: vec![Read::default(); words * warps],
-        }
-    }
-
-    pub fn synchronized(&mut self, waited: &[u32], arrived: &[u32]) {
-        let warps = self.clocks.len();
-        let takes_part = |warp: usize| waited[warp] | arrived[warp] != 0;
-        let mut joined = vec![0; warps];
-        for warp in (0..warps).filter(|&warp| takes_part(warp)) {
-            join(&mut joined, &self.clocks[warp]);
-        }
-        for warp in (0..warps).filter(|&warp| takes_part(warp)) {
-            if waited[warp] != 0 {
-                self.clocks[warp].copy_from_slice(&joined);
-            }
-            self.clocks[warp][warp] += 1;
-        }
-    }
-
-    pub fn mbarrier_arrived(&mut self, warp: u32, address: u64) {
-        let clock = &mut self.clocks[warp as usize];
-        let known = self
-            .mbarriers
-            .entry(address)
-            .or_insert_with(|| vec![0; clock.len()]);
-        join(known, clock);
-        clock[warp as usize] += 1;
-    }
-
-    pub fn mbarrier_waited(&mut self, warp: u32, address: u64) {
-        if let Some(known) = self.mbarriers.get(&address) {
-            join(&mut self.clocks[warp as usize], known);
+            reads: vec![Read::default(); words * launch.warps()],
+            remote_reads: HashMap::new(),
         }
     }
 
     /// A bulk copy lands for all who wait at its mbarrier, and lands when they have.
-    pub fn bulk_landed(&mut self, to: u32, bytes: u32) {
-        let words = to as usize / 4..(to + bytes) as usize / 4;
-        self.writes[words.clone()].fill(Write::default());
-        self.readers[words].fill(0);
+    pub fn bulk_landed(&mut self, rank: u32, to: u32, bytes: u32) {
+        for word in self.map.words_of(rank, to, bytes) {
+            self.writes[word] = Write::default();
+            self.forget_reads(word);
+        }
     }
 
-    pub fn warp_synchronized(&mut self, warp: u32) {
-        self.clocks[warp as usize][warp as usize] += 1;
+    fn forget_reads(&mut self, word: usize) {
+        self.readers[word] = 0;
+        if !self.remote_reads.is_empty() {
+            self.remote_reads.remove(&word);
+        }
     }
 
-    pub fn access(&mut self, launch: &Launch<'_>, site: &Site, event: &MemoryEvent<'_>) -> Verdict {
+    pub fn access(
+        &mut self,
+        launch: &Launch<'_>,
+        clocks: &Clocks,
+        site: &Site,
+        event: &MemoryEvent<'_>,
+    ) -> Verdict {
         if event.space != Space::Shared || event.kind == AccessKind::AsyncWrite {
             return Ok(());
         }
@@ -121,19 +100,22 @@ impl SharedRaces {
             let access = access_of(event, lane);
             let touch = Touch {
                 launch,
+                clocks,
                 site,
                 lane,
                 access,
                 strong: event.strong,
             };
-            for_each_word(event.addresses[lane], event.bytes, |word, bytes| {
+            let at = self.map.at(site.rank, event.addresses[lane]);
+            for_each_word(at, event.bytes, |word, bytes| {
                 self.check_write(&touch, word, bytes)?;
                 if event.kind == AccessKind::Read {
                     self.record_read(&touch, word, bytes);
                     return Ok(());
                 }
                 self.check_reads(&touch, word, bytes)?;
-                self.record_write(site, lane, word, bytes, event.strong, event.kind);
+                let now = clocks.now(site, lane);
+                self.record_write(now, site.pc, word, bytes, event.strong, event.kind);
                 Ok(())
             })?;
         }
@@ -144,6 +126,7 @@ impl SharedRaces {
     pub fn copy_issued(
         &mut self,
         launch: &Launch<'_>,
+        clocks: &Clocks,
         site: &Site,
         to: &[u64; 32],
         bytes: u32,
@@ -158,12 +141,13 @@ impl SharedRaces {
             };
             let touch = Touch {
                 launch,
+                clocks,
                 site,
                 lane,
                 access,
                 strong: false,
             };
-            for_each_word(to[lane], bytes, |word, bytes| {
+            for_each_word(self.map.at(site.rank, to[lane]), bytes, |word, bytes| {
                 self.check_write(&touch, word, bytes)?;
                 self.check_reads(&touch, word, bytes)
             })?;
@@ -172,54 +156,59 @@ impl SharedRaces {
     }
 
     /// From its landing on, the copied data is the waiting lane's own write.
-    pub fn copy_landed(&mut self, site: &Site, lane: usize, to: u32, bytes: u32) {
-        for word in to as usize / 4..(to + bytes) as usize / 4 {
-            self.record_write(site, lane, word, 0xf, false, AccessKind::AsyncWrite);
+    pub fn copy_landed(&mut self, now: Moment, site: &Site, to: u32, bytes: u32) {
+        for word in self.map.words_of(site.rank, to, bytes) {
+            self.record_write(now, site.pc, word, 0xf, false, AccessKind::AsyncWrite);
         }
-    }
-
-    /// Whether something that `lane` of `warp` did at `time` is ordered before `site`.
-    fn is_ordered(&self, site: &Site, own: usize, warp: usize, lane: u8, time: u32) -> bool {
-        let here = site.warp as usize;
-        if warp != here {
-            return self.clocks[here][warp] >= time;
-        }
-        let together = site.active >> lane & 1 == 1;
-        usize::from(lane) == own || together || self.clocks[here][here] > time
     }
 
     #[inline]
     fn check_write(&self, touch: &Touch<'_>, word: usize, bytes: u32) -> Verdict {
         let write = self.writes[word];
-        let Touch { site, lane, .. } = *touch;
+        let moment = Moment {
+            warp: write.warp.into(),
+            lane: write.lane,
+            time: write.time,
+        };
         if write.time == 0
             || u32::from(write.bytes) & bytes == 0
             || write.strong && touch.strong
-            || self.is_ordered(site, lane, write.warp.into(), write.lane, write.time)
+            || touch.clocks.is_ordered(moment, touch.site, touch.lane)
         {
             return Ok(());
         }
         let kind = write.kind.unwrap_or(AccessKind::Write);
-        Err(race(touch, kind, write.warp.into(), write.lane, write.pc))
+        Err(self.race(touch, kind, moment, write.pc))
     }
 
     #[inline]
     fn check_reads(&self, touch: &Touch<'_>, word: usize, bytes: u32) -> Verdict {
+        let first = self.map.rank_of(word) * touch.launch.warps();
         for warp in lanes(self.readers[word]) {
             let read = self.reads[warp * self.writes.len() + word];
-            if u32::from(read.bytes) & bytes != 0
-                && !self.is_ordered(touch.site, touch.lane, warp, read.lane, read.time)
-            {
-                return Err(race(
-                    touch,
-                    AccessKind::Read,
-                    warp as u32,
-                    read.lane,
-                    read.pc,
-                ));
+            self.check_read(touch, first + warp, read, bytes)?;
+        }
+        if !self.remote_reads.is_empty() {
+            for &(warp, read) in self.remote_reads.get(&word).into_iter().flatten() {
+                self.check_read(touch, warp, read, bytes)?;
             }
         }
         Ok(())
+    }
+
+    #[inline]
+    fn check_read(&self, touch: &Touch<'_>, warp: usize, read: Read, bytes: u32) -> Verdict {
+        let moment = Moment {
+            warp,
+            lane: read.lane,
+            time: read.time,
+        };
+        if u32::from(read.bytes) & bytes == 0
+            || touch.clocks.is_ordered(moment, touch.site, touch.lane)
+        {
+            return Ok(());
+        }
+        Err(self.race(touch, AccessKind::Read, moment, read.pc))
     }
 
     #[inline]
@@ -228,77 +217,70 @@ impl SharedRaces {
         if touch.strong {
             return;
         }
-        let warp = touch.site.warp as usize;
-        let time = self.clocks[warp][warp];
-        let read = &mut self.reads[warp * self.writes.len() + word];
-        let bytes = if read.time == time {
-            bytes as u8 | read.bytes
+        let Moment { warp, lane, time } = touch.clocks.now(touch.site, touch.lane);
+        let read = if self.map.rank_of(word) == touch.site.rank as usize {
+            let own = touch.site.warp as usize;
+            self.readers[word] |= 1 << own;
+            &mut self.reads[own * self.writes.len() + word]
         } else {
-            bytes as u8
+            let reads = self.remote_reads.entry(word).or_default();
+            let known = reads.iter().position(|(reader, _)| *reader == warp);
+            let index = known.unwrap_or_else(|| {
+                reads.push((warp, Read::default()));
+                reads.len() - 1
+            });
+            &mut reads[index].1
         };
+        let before = if read.time == time { read.bytes } else { 0 };
         *read = Read {
             time,
             pc: touch.site.pc,
-            lane: touch.lane as u8,
-            bytes,
+            lane,
+            bytes: bytes as u8 | before,
         };
-        self.readers[word] |= 1 << warp;
     }
 
     #[inline]
     fn record_write(
         &mut self,
-        site: &Site,
-        lane: usize,
+        now: Moment,
+        pc: u32,
         word: usize,
         bytes: u32,
         strong: bool,
         kind: AccessKind,
     ) {
-        let warp = site.warp as usize;
-        let time = self.clocks[warp][warp];
         let write = &mut self.writes[word];
-        let same = write.time == time && usize::from(write.warp) == warp;
-        let bytes = if same {
-            bytes as u8 | write.bytes
-        } else {
-            bytes as u8
-        };
+        let same = write.time == now.time && usize::from(write.warp) == now.warp;
+        let before = if same { write.bytes } else { 0 };
+        let bytes = bytes as u8 | before;
         *write = Write {
-            time,
-            pc: site.pc,
-            warp: warp as u8,
-            lane: lane as u8,
+            time: now.time,
+            pc,
+            warp: now.warp as u16,
+            lane: now.lane,
             bytes,
             strong,
             kind: Some(kind),
         };
         if bytes == 0xf {
-            self.readers[word] = 0;
+            self.forget_reads(word);
         }
     }
-}
 
-/// Brings `clock` up to what `known` knows.
-fn join(clock: &mut [u32], known: &[u32]) {
-    for (own, time) in clock.iter_mut().zip(known) {
-        *own = (*own).max(*time);
+    #[cold]
+    fn race(&self, touch: &Touch<'_>, kind: AccessKind, by: Moment, pc: u32) -> Box<Violation> {
+        let (rank, warp) = touch.clocks.place(by.warp);
+        let thread = warp as u32 * 32 + u32::from(by.lane);
+        let kind = FaultKind::Race {
+            access: touch.access,
+            other_kind: kind,
+            other: touch.launch.party(self.blocks[rank], thread, pc),
+            allocation: None,
+        };
+        Box::new(Violation {
+            lane: touch.lane,
+            kind,
+        })
     }
-}
-
-#[cold]
-fn race(touch: &Touch<'_>, kind: AccessKind, warp: u32, lane: u8, pc: u32) -> Box<Violation> {
-    let other = touch
-        .launch
-        .party(touch.site.block, warp * 32 + u32::from(lane), pc);
-    let kind = FaultKind::Race {
-        access: touch.access,
-        other_kind: kind,
-        other,
-        allocation: None,
-    };
-    Box::new(Violation {
-        lane: touch.lane,
-        kind,
-    })
 }

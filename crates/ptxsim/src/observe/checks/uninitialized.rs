@@ -1,7 +1,7 @@
 //! Reads of memory that nobody wrote.
 
 use super::super::{MemoryEvent, Site, Verdict, Violation};
-use super::{access_of, lanes};
+use super::{SharedMap, access_of, lanes};
 use crate::exec::Launch;
 use crate::report::{AccessKind, FaultKind, Space};
 
@@ -24,40 +24,43 @@ impl Written {
     }
 }
 
-/// What one block has written to shared and local memory; for global memory the allocation knows.
+/// What a cluster has written to shared and local memory; for global memory the allocation knows.
 pub(in super::super) struct Uninitialized {
-    /// Absent in clusters, where other blocks may write here unseen.
-    shared: Option<Written>,
+    map: SharedMap,
+    shared: Written,
     /// Of all threads, one after the other.
     local: Written,
     local_bytes: usize,
+    warps: usize,
 }
 
 impl Uninitialized {
     pub fn new(launch: &Launch<'_>) -> Uninitialized {
         let local_bytes = launch.program.local_bytes as usize;
-        let threads = launch.threads().next_multiple_of(32) as usize;
-        let alone = launch.config.cluster == [1; 3];
+        let threads = 32 * launch.warps() * launch.cluster_blocks();
+        let map = SharedMap::new(launch);
         Uninitialized {
-            shared: alone.then(|| Written::new(launch.shared_bytes as usize)),
+            map,
+            shared: Written::new(map.total_bytes()),
             local: Written::new(threads * local_bytes),
             local_bytes,
+            warps: launch.warps(),
         }
     }
 
-    fn local_at(&self, warp: u32, lane: usize, address: u64) -> usize {
-        (warp as usize * 32 + lane) * self.local_bytes + address as usize
+    fn local_at(&self, site: &Site, lane: usize, address: u64) -> usize {
+        let warp = site.rank as usize * self.warps + site.warp as usize;
+        (warp * 32 + lane) * self.local_bytes + address as usize
     }
 
-    pub fn local_written(&mut self, warp: u32, lane: usize, address: u64, bytes: u32) {
-        let at = self.local_at(warp, lane, address);
+    pub fn local_written(&mut self, site: &Site, lane: usize, address: u64, bytes: u32) {
+        let at = self.local_at(site, lane, address);
         self.local.mark(at, bytes as usize);
     }
 
-    pub fn shared_written(&mut self, address: u64, bytes: u32) {
-        if let Some(shared) = &mut self.shared {
-            shared.mark(address as usize, bytes as usize);
-        }
+    pub fn shared_written(&mut self, rank: u32, address: u64, bytes: u32) {
+        let at = self.map.at(rank, address) as usize;
+        self.shared.mark(at, bytes as usize);
     }
 
     pub fn access(&mut self, launch: &Launch<'_>, site: &Site, event: &MemoryEvent<'_>) -> Verdict {
@@ -69,17 +72,15 @@ impl Uninitialized {
             let (known, allocation) = match event.space {
                 Space::Param => continue,
                 Space::Shared => {
-                    let Some(shared) = &mut self.shared else {
-                        continue;
-                    };
-                    let known = !reads || shared.all(address as usize, bytes);
+                    let at = self.map.at(site.rank, address) as usize;
+                    let known = !reads || self.shared.all(at, bytes);
                     if writes {
-                        shared.mark(address as usize, bytes);
+                        self.shared.mark(at, bytes);
                     }
                     (known, None)
                 }
                 Space::Local => {
-                    let at = self.local_at(site.warp, lane, address);
+                    let at = self.local_at(site, lane, address);
                     let known = !reads || self.local.all(at, bytes);
                     if writes {
                         self.local.mark(at, bytes);
