@@ -246,19 +246,32 @@ impl Kernel {
         required.or(self.program.max_threads).unwrap_or(1024)
     }
 
-    /// An upper estimate of the 32-bit registers that a thread needs: what the PTX declares, at most the 255
-    /// that a GPU gives, and no more than leave room for as many threads as `.maxntid` promises. The true
-    /// number is the assembler's choice.
+    /// An upper estimate of the 32-bit registers that a thread needs; the true number is the
+    /// assembler's choice. It is what is live at once in the order of the text (what is declared, for a
+    /// kernel that calls functions), at most the 255 that a GPU gives and what the kernel's directives
+    /// leave: `.maxnreg`, or an equal share of 65536 registers, in units of 8,
+    /// among the threads that `.maxntid` and `.minnctapersm` promise.
     pub fn registers(&self) -> u32 {
-        const OF_A_BLOCK: u32 = 65536;
-        let counts = self.program.registers;
-        let promised = self
-            .program
-            .max_threads
-            .map_or(255, |threads| OF_A_BLOCK / threads.max(1));
-        (counts.words + 2 * counts.wides)
-            .min(promised)
-            .clamp(1, 255)
+        const OF_A_MULTIPROCESSOR: u32 = 65536;
+        let Program {
+            live_registers,
+            required_block,
+            max_threads,
+            max_registers,
+            min_blocks,
+            ..
+        } = &*self.program;
+        let live = (*live_registers).clamp(1, 255);
+        let named = max_registers.unwrap_or(255);
+        let promises = required_block.is_some() || max_threads.is_some() || min_blocks.is_some();
+        let share = match promises {
+            true => {
+                let threads = self.max_threads().saturating_mul(min_blocks.unwrap_or(1));
+                OF_A_MULTIPROCESSOR / threads.max(1) / 8 * 8
+            }
+            false => 255,
+        };
+        live.min(named).min(share).max(1)
     }
 }
 

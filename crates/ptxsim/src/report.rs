@@ -141,6 +141,8 @@ pub struct Fault {
     pub kind: Box<FaultKind>,
     /// Who did it; `None` for a launch that never began.
     pub party: Option<Box<Party>>,
+    /// What the kernel printed before.
+    pub printed: String,
 }
 
 /// The ways in which a launch fails.

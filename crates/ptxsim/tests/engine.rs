@@ -143,6 +143,19 @@ fn printf() {
 }
 
 #[test]
+fn what_was_printed_before_a_fault_is_kept() {
+    let (before, say) = BASICS.split_at(BASICS.find(".entry say(").unwrap());
+    let ptx = format!("{before}{}", say.replacen("ret;", "trap;", 1));
+    let gpu = gpu();
+    let kernel = kernel(&gpu, &ptx, "say");
+    let fault = gpu
+        .launch(&kernel, &LaunchConfig::default(), &args![kernel, 7i32])
+        .unwrap_err();
+    assert!(matches!(&*fault.kind, FaultKind::Trap), "{fault}");
+    assert_eq!(fault.printed, "thread 0 of 1:  3.50 text 1099511627776\n");
+}
+
+#[test]
 fn device_assert() {
     let gpu = gpu();
     assert!(run(&gpu, "must_be_positive", 1, 1, 0, &[&1i32.to_le_bytes()]).is_ok());

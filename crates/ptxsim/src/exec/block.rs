@@ -193,6 +193,7 @@ impl<'l, O: Observer> Block<'l, O> {
             kernel: self.program.name.clone(),
             kind: Box::new(kind),
             party: Some(Box::new(self.launch.party(site.block, thread, site.pc))),
+            printed: String::new(),
         }
     }
 

@@ -172,6 +172,7 @@ pub(crate) fn run(
             kernel: program.name.clone(),
             kind,
             party: None,
+            printed: String::new(),
         });
     }
     if !config.checks.uninitialized {
@@ -188,17 +189,20 @@ pub(crate) fn run(
         spent: AtomicU64::new(0),
     };
     let watch = Watch::new(&launch);
-    if watch.is_idle() {
-        run_blocks(&launch, |_| ())?;
+    let outcome = if watch.is_idle() {
+        run_blocks(&launch, |_| ())
     } else {
-        run_blocks(&launch, |cluster| Watcher::new(&watch, &launch, cluster))?;
-    }
+        run_blocks(&launch, |cluster| Watcher::new(&watch, &launch, cluster))
+    };
     let counters = watch.into_counters();
     let printed = launch
         .printed
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
-    Ok(LaunchReport { counters, printed })
+    match outcome {
+        Ok(()) => Ok(LaunchReport { counters, printed }),
+        Err(fault) => Err(Fault { printed, ..fault }),
+    }
 }
 
 /// The blocks in an order that the seed decides.

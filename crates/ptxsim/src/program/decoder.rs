@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::layout::{Packer, Symbols};
 use super::line::Line;
-use super::reach::Reach;
+use super::pressure::Mentions;
+use super::reach::{Reach, names_of};
 use super::types::Type;
 use super::*;
 use crate::syntax::LoadError;
@@ -67,6 +68,7 @@ pub(crate) fn decode(
         local: Packer::default(),
         functions: vec![None; module.functions.len()],
         carry: None,
+        mentions: Mentions::default(),
         in_entry: true,
     };
     decoder.predicate_constants();
@@ -97,7 +99,14 @@ pub(crate) fn decode(
     if decoder.local.used >= 1 << 24 || packer.used > 1 << 16 {
         return Err(decoder.error(function.at, "its variables do not fit local or param space"));
     }
+    let counts = decoder.registers;
+    let live_registers = match reach.functions.len() {
+        1 => std::mem::take(&mut decoder.mentions).most_live(&decoder.code),
+        // What is live around a call is live in it too.
+        _ => counts.words + 2 * counts.wides,
+    };
     Ok(Program {
+        live_registers,
         name: function.name.into(),
         code: decoder.code,
         origins: decoder.origins,
@@ -109,6 +118,8 @@ pub(crate) fn decode(
         local_bytes: decoder.local.used as u32,
         functions: decoder.functions,
         max_threads: function.max_threads,
+        max_registers: function.max_registers,
+        min_blocks: function.min_blocks,
         required_block: function.required_block,
         required_cluster: function.required_cluster,
         text: text.clone(),
@@ -135,6 +146,7 @@ pub(super) struct Decoder<'m, 'a> {
     local: Packer,
     functions: Vec<Option<CallTarget>>,
     carry: Option<Slot>,
+    mentions: Mentions,
     pub in_entry: bool,
 }
 
@@ -319,6 +331,12 @@ impl<'m, 'a> Decoder<'m, 'a> {
             Statement::Instruction(instruction) => {
                 self.current.at = instruction.at as u32;
                 self.current.end = instruction.end as u32;
+                let pc = self.code.len() as u32;
+                for name in names_of(instruction) {
+                    if let Some(Symbol::Register(reg)) = self.find(name) {
+                        self.mentions.note(reg, pc);
+                    }
+                }
                 opcodes::decode(Line::new(self, instruction)?)?;
             }
         }

@@ -10,6 +10,7 @@ mod layout;
 mod line;
 mod opcodes;
 mod ops;
+mod pressure;
 mod reach;
 mod types;
 
@@ -87,7 +88,13 @@ pub(crate) struct Program {
     pub local_bytes: u32,
     /// Where the functions that may be called through a pointer begin, by module-wide number.
     pub functions: Vec<Option<CallTarget>>,
+    /// 32-bit registers of a thread that are live at once, or more.
+    pub live_registers: u32,
     pub max_threads: Option<u32>,
+    /// Registers of a thread, by `.maxnreg`.
+    pub max_registers: Option<u32>,
+    /// Blocks that a multiprocessor is to hold at once, by `.minnctapersm`.
+    pub min_blocks: Option<u32>,
     pub required_block: Option<[u32; 3]>,
     pub required_cluster: Option<[u32; 3]>,
     pub text: Arc<ModuleText>,

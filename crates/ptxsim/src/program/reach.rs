@@ -31,10 +31,7 @@ impl<'a> Reach<'a> {
                         Statement::Block(inner) => blocks.push(inner),
                         Statement::Instruction(instruction) => {
                             calls_pointers |= is_pointer_call(instruction);
-                            instruction
-                                .operands
-                                .iter()
-                                .for_each(|(_, o)| mention(o, &mut names));
+                            names.extend(names_of(instruction));
                         }
                         _ => {}
                     }
@@ -65,18 +62,30 @@ fn is_pointer_call(instruction: &Instruction<'_>) -> bool {
     instruction.opcode == "call" && target.is_some_and(|name| name.starts_with('%'))
 }
 
-fn mention<'a>(operand: &Operand<'a>, names: &mut HashSet<&'a str>) {
+/// Every name that an instruction mentions.
+pub(super) fn names_of<'a>(instruction: &Instruction<'a>) -> Vec<&'a str> {
+    let mut names: Vec<&str> = instruction.guard.iter().map(|(name, _)| *name).collect();
+    for (_, operand) in &instruction.operands {
+        mention(operand, &mut names);
+    }
+    names
+}
+
+fn mention<'a>(operand: &Operand<'a>, names: &mut Vec<&'a str>) {
     match operand {
-        Operand::Name(name) | Operand::Sum(name, _) => {
-            names.insert(name);
-        }
+        Operand::Name(name) | Operand::Sum(name, _) | Operand::Not(name) => names.push(name),
+        Operand::Pair(first, second) => names.extend([*first, *second]),
+        Operand::List(parameters) => names.extend(parameters),
+        Operand::Negated(inner) => mention(inner, names),
         Operand::Address {
-            base: Base::Name(name),
-            ..
+            base, coordinates, ..
         } => {
-            names.insert(name);
+            if let Base::Name(name) = base {
+                names.push(name);
+            }
+            coordinates.iter().for_each(|part| mention(part, names));
         }
         Operand::Vector(parts) => parts.iter().for_each(|part| mention(part, names)),
-        _ => {}
+        Operand::Int(_) | Operand::F32(_) | Operand::F64(_) => {}
     }
 }

@@ -67,6 +67,10 @@ pub(crate) struct Function<'a> {
     pub params: Vec<Variable<'a>>,
     /// `.maxntid`.
     pub max_threads: Option<u32>,
+    /// `.maxnreg`
+    pub max_registers: Option<u32>,
+    /// `.minnctapersm`
+    pub min_blocks: Option<u32>,
     /// `.reqntid`.
     pub required_block: Option<[u32; 3]>,
     /// `.reqnctapercluster`.

@@ -258,6 +258,8 @@ impl<'a> Parser<'a> {
             returns,
             params,
             max_threads: None,
+            max_registers: None,
+            min_blocks: None,
             required_block: None,
             required_cluster: None,
             body: None,
@@ -287,12 +289,9 @@ impl<'a> Parser<'a> {
             }
             "reqntid" => function.required_block = Some(self.triple()?),
             "reqnctapercluster" => function.required_cluster = Some(self.triple()?),
-            "minnctapersm"
-            | "maxnctapersm"
-            | "maxnreg"
-            | "maxclusterrank"
-            | "abi_preserve"
-            | "abi_preserve_control" => {
+            "maxnreg" => function.max_registers = Some(self.small()?),
+            "minnctapersm" => function.min_blocks = Some(self.small()?),
+            "maxnctapersm" | "maxclusterrank" | "abi_preserve" | "abi_preserve_control" => {
                 self.small()?;
             }
             "explicitcluster" | "noreturn" => {}

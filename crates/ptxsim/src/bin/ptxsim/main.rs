@@ -122,12 +122,13 @@ fn launch(run: &Run) -> Result<String, Failure> {
         to.copy_from_slice(&bytes);
         buffers.extend(buffer);
     }
-    let report = gpu
-        .launch(&kernel, &run.config, &packed)
-        .map_err(|fault| match &*fault.kind {
+    let report = gpu.launch(&kernel, &run.config, &packed).map_err(|fault| {
+        print!("{}", fault.printed);
+        match &*fault.kind {
             FaultKind::InvalidLaunch(_) => Failure::Mistake(fault.to_string()),
             _ => Failure::Found(fault.to_string()),
-        })?;
+        }
+    })?;
     let mut out = report.printed;
     for buffer in &buffers {
         out += &buffer.show(&gpu, run.show).map_err(Failure::Found)?;
