@@ -38,9 +38,11 @@ codes! {
     ERROR_INVALID_PTX = 218, "a PTX JIT compilation failed";
     ERROR_FILE_NOT_FOUND = 301, "file not found";
     ERROR_INVALID_HANDLE = 400, "invalid resource handle";
+    ERROR_ILLEGAL_STATE = 401, "the operation cannot be performed in the present state";
     ERROR_NOT_FOUND = 500, "named symbol not found";
     ERROR_ILLEGAL_ADDRESS = 700, "an illegal memory access was encountered";
     ERROR_LAUNCH_OUT_OF_RESOURCES = 701, "too many resources requested for launch";
+    ERROR_LAUNCH_TIMEOUT = 702, "the launch timed out and was terminated";
     ERROR_CONTEXT_IS_DESTROYED = 709, "context is destroyed";
     ERROR_ASSERT = 710, "device-side assert triggered";
     ERROR_HOST_MEMORY_ALREADY_REGISTERED = 712, "part or all of the requested memory range is already mapped";
@@ -48,6 +50,15 @@ codes! {
     ERROR_MISALIGNED_ADDRESS = 716, "misaligned address";
     ERROR_LAUNCH_FAILED = 719, "unspecified launch failure";
     ERROR_NOT_SUPPORTED = 801, "operation not supported";
+    ERROR_STREAM_CAPTURE_UNSUPPORTED = 900, "operation not permitted when stream is capturing";
+    ERROR_STREAM_CAPTURE_INVALIDATED = 901, "operation failed due to a previous error during capture";
+    ERROR_STREAM_CAPTURE_MERGE = 902, "operation would result in a merge of separate capture sequences";
+    ERROR_STREAM_CAPTURE_UNMATCHED = 903, "capture was not ended in the same stream as it began";
+    ERROR_STREAM_CAPTURE_UNJOINED = 904, "capturing stream has unjoined work";
+    ERROR_STREAM_CAPTURE_ISOLATION = 905, "dependency created on uncaptured work in another stream";
+    ERROR_STREAM_CAPTURE_IMPLICIT = 906, "operation would make the legacy stream depend on a capturing blocking stream";
+    ERROR_CAPTURED_EVENT = 907, "operation not permitted on an event last recorded in a capturing stream";
+    ERROR_STREAM_CAPTURE_WRONG_THREAD = 908, "attempt to terminate a thread-local capture sequence from another thread";
     ERROR_UNKNOWN = 999, "unknown error";
 }
 
@@ -70,6 +81,7 @@ impl CuResult {
             | FaultKind::UseAfterFree { .. }
             | FaultKind::HostPointer { .. } => (CuResult::ERROR_ILLEGAL_ADDRESS, true),
             FaultKind::Misaligned { .. } => (CuResult::ERROR_MISALIGNED_ADDRESS, true),
+            FaultKind::Endless { .. } => (CuResult::ERROR_LAUNCH_TIMEOUT, true),
             FaultKind::Assert { .. } => (CuResult::ERROR_ASSERT, true),
             _ => (CuResult::ERROR_LAUNCH_FAILED, true),
         }

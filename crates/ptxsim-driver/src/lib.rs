@@ -25,10 +25,11 @@
 //! by the launch that ran into it, and by every later call until the context is destroyed. Its
 //! text, with kernel, thread and line, is in [`Simulator::last_fault`] and on standard error.
 //! Symbols for what is not simulated exist and answer `CUDA_ERROR_NOT_SUPPORTED`: arrays,
-//! textures, graphs, memory pools, managed memory, peers, cooperative launches.
+//! textures, graphs that are built node by node, memory pools, managed memory, peers, cooperative launches.
 #![deny(missing_docs)]
 
 mod api;
+mod capture;
 mod error;
 mod pointer;
 mod select;

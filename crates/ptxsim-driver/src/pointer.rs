@@ -50,6 +50,22 @@ impl<T> Out<T> {
     }
 }
 
+/// What a function reads and replaces.
+#[repr(transparent)]
+pub struct InOut<T>(*mut T);
+
+impl<T: Copy> InOut<T> {
+    /// The value.
+    pub fn get(&self) -> Result<T, CuResult> {
+        In(self.0.cast_const()).get()
+    }
+
+    /// Replaces the value.
+    pub fn set(self, value: T) -> Result<(), CuResult> {
+        Out(self.0).set(value)
+    }
+}
+
 impl Out<u8> {
     /// The `bytes` bytes at the pointer, to write to.
     pub fn bytes(&mut self, bytes: usize) -> Result<&mut [u8], CuResult> {

@@ -68,6 +68,7 @@ const LIBRARY: &str = "libptxsim_driver.so";
 pub struct Simulator {
     select_profile: extern "C" fn(*const c_char) -> u32,
     set_launch: extern "C" fn(u64, u32, bool) -> u32,
+    set_max_instructions: extern "C" fn(u64) -> u32,
     last_fault: extern "C" fn(*mut u8, usize) -> usize,
     take_launches: extern "C" fn(Visitor, *mut c_void),
 }
@@ -139,6 +140,7 @@ fn open() -> Result<Simulator, SelectError> {
         Simulator {
             select_profile: *library.get(b"ptxsimSelectProfile")?,
             set_launch: *library.get(b"ptxsimSetLaunch")?,
+            set_max_instructions: *library.get(b"ptxsimSetMaxInstructions")?,
             last_fault: *library.get(b"ptxsimLastFault")?,
             take_launches: *library.get(b"ptxsimTakeLaunches")?,
         }
@@ -168,6 +170,12 @@ impl Simulator {
     /// each launch are kept for [`Simulator::take_launches`] when asked for.
     pub fn set_launch(&self, seed: u64, checks: Checks, counters: bool) {
         (self.set_launch)(seed, bits_of(checks), counters);
+    }
+
+    /// The watchdog of later launches: one that runs more warp instructions ends with
+    /// `CUDA_ERROR_LAUNCH_TIMEOUT`. Before it is set, 2^38: some hours.
+    pub fn set_max_instructions(&self, limit: u64) {
+        (self.set_max_instructions)(limit);
     }
 
     /// The full report of the last fault, refused launch or refused PTX, if there was any.

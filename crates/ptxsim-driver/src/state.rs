@@ -1,5 +1,6 @@
 //! What the driver remembers: the device, contexts, and everything that a handle stands for.
 
+use crate::capture::{Captures, Mark};
 use crate::error::CuResult;
 use ptxsim::{Checks, Counters, DevicePtr, Gpu, Kernel, MemoryError, Module, Profile};
 use std::cell::RefCell;
@@ -23,7 +24,12 @@ pub struct Settings {
     pub seed: u64,
     pub checks: Checks,
     pub counters: bool,
+    /// Warp instructions after which a launch counts as endless.
+    pub max_instructions: u64,
 }
+
+/// Some hours of simulation.
+const MAX_INSTRUCTIONS: u64 = 1 << 38;
 
 /// What a launch counted.
 pub struct LaunchRecord {
@@ -49,6 +55,7 @@ pub fn settings<T>(use_them: impl FnOnce(&mut Settings) -> T) -> T {
             seed: 0,
             checks: Checks::all(),
             counters: false,
+            max_instructions: MAX_INSTRUCTIONS,
         }
     });
     use_them(settings)
@@ -64,7 +71,7 @@ pub fn report(text: String) {
 pub struct Table<T>(Mutex<HashMap<Handle, Arc<T>>>);
 
 impl<T> Table<T> {
-    fn new() -> Table<T> {
+    pub fn new() -> Table<T> {
         Table(Mutex::new(HashMap::new()))
     }
 
@@ -87,7 +94,7 @@ impl<T> Table<T> {
         removed.ok_or(CuResult::ERROR_INVALID_HANDLE)
     }
 
-    fn retain(&self, keep: impl Fn(&T) -> bool) {
+    pub fn retain(&self, keep: impl Fn(&T) -> bool) {
         lock(&self.0).retain(|_, object| keep(object));
     }
 }
@@ -99,6 +106,7 @@ pub struct Driver {
     /// The primary context's handle and how often it is retained.
     pub primary: Mutex<Option<(Handle, u32)>>,
     pub streams: Table<Stream>,
+    pub captures: Captures,
     pub events: Table<Event>,
     pub modules: Table<LoadedModule>,
     pub functions: Table<Function>,
@@ -125,6 +133,8 @@ pub struct Event {
     pub context: Handle,
     pub timed: bool,
     pub recorded: Mutex<Option<Instant>>,
+    /// Where it stands in a capture, if it was last recorded in one.
+    pub captured: Mutex<Option<Mark>>,
 }
 
 pub struct LoadedModule {
@@ -155,6 +165,7 @@ pub fn initialize() {
         contexts: Table::new(),
         primary: Mutex::new(None),
         streams: Table::new(),
+        captures: Captures::new(),
         events: Table::new(),
         modules: Table::new(),
         functions: Table::new(),
@@ -195,6 +206,10 @@ impl Driver {
         let removed = self.contexts.remove(handle);
         let context = removed.map_err(|_| CuResult::ERROR_INVALID_CONTEXT)?;
         self.streams.retain(|stream| stream.context != handle);
+        self.captures.graphs.retain(|graph| graph.context != handle);
+        self.captures
+            .executables
+            .retain(|graph| graph.context != handle);
         self.events.retain(|event| event.context != handle);
         self.functions.retain(|function| function.context != handle);
         self.modules.retain(|module| module.context != handle);

@@ -174,7 +174,7 @@ pub extern "C" fn cuCtxGetStreamPriorityRange(least: Out<i32>, greatest: Out<i32
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuCtxSynchronize() -> CuResult {
-    in_context(|_, _, _| Ok(()))
+    in_context(|driver, _, _| driver.captures.refuse_unsafe())
 }
 
 #[unsafe(no_mangle)]

@@ -39,6 +39,15 @@ pub extern "C" fn ptxsimSetLaunch(seed: u64, checks: u32, counters: bool) -> CuR
     })
 }
 
+/// How many warp instructions later launches may run.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptxsimSetMaxInstructions(limit: u64) -> CuResult {
+    call(|| {
+        settings(|settings| settings.max_instructions = limit);
+        Ok(())
+    })
+}
+
 /// The checks as bits.
 pub fn bits_of(checks: Checks) -> u32 {
     let Checks {

@@ -139,29 +139,46 @@ fn launch(
     driver.check_stream(config.stream)?;
     let function = driver.functions.get(function)?;
     check(driver.gpu.profile(), &function, config)?;
-    let (seed, checks, counters) =
-        settings(|settings| (settings.seed, settings.checks, settings.counters));
-    let simulated = LaunchConfig {
+    let geometry = LaunchConfig {
         grid: config.grid,
         block: config.block,
         shared_bytes: config.shared_bytes,
         cluster: cluster(config)?,
-        seed,
-        checks,
-        counters,
-        max_instructions: None,
+        ..LaunchConfig::default()
     };
     let packed = arguments.pack(&function.kernel)?;
-    match driver.gpu.launch(&function.kernel, &simulated, &packed) {
+    let kernel = function.kernel.clone();
+    driver.submit(context, config.stream, move |driver, context| {
+        run(driver, context, &kernel, &geometry, &packed)
+    })
+}
+
+/// Runs a kernel under the present settings.
+fn run(
+    driver: &Driver,
+    context: &Context,
+    kernel: &Kernel,
+    geometry: &LaunchConfig,
+    arguments: &[u8],
+) -> Result<(), CuResult> {
+    let simulated = settings(|settings| LaunchConfig {
+        seed: settings.seed,
+        checks: settings.checks,
+        counters: settings.counters,
+        max_instructions: Some(settings.max_instructions),
+        ..geometry.clone()
+    });
+    match driver.gpu.launch(kernel, &simulated, arguments) {
         Ok(done) => {
             print!("{}", done.printed);
             if let Some(counters) = done.counters {
-                let kernel = function.kernel.name().to_owned();
+                let kernel = kernel.name().to_owned();
                 lock(&LAUNCHES).push(LaunchRecord { kernel, counters });
             }
             Ok(())
         }
         Err(fault) => {
+            print!("{}", fault.printed);
             report(fault.to_string());
             let (code, ends_context) = CuResult::of_fault(&fault);
             if ends_context {

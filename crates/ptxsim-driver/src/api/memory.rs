@@ -18,6 +18,7 @@ pub extern "C" fn cuMemGetInfo_v2(free: Out<usize>, total: Out<usize>) -> CuResu
 }
 
 fn allocate(driver: &Driver, context: &Context, bytes: u64) -> Result<u64, CuResult> {
+    driver.captures.refuse_unsafe()?;
     if bytes == 0 {
         return Err(CuResult::ERROR_INVALID_VALUE);
     }
@@ -55,6 +56,7 @@ pub extern "C" fn cuMemFree_v2(pointer: u64) -> CuResult {
         if pointer == 0 {
             return Ok(());
         }
+        driver.captures.refuse_unsafe()?;
         driver.gpu.free(DevicePtr(pointer))?;
         lock(&context.allocations).remove(&pointer);
         Ok(())
@@ -124,6 +126,7 @@ pub extern "C" fn cuMemHostAlloc(pointer: Out<u64>, bytes: usize, _flags: u32) -
         if bytes == 0 {
             return Err(CuResult::ERROR_INVALID_VALUE);
         }
+        driver.captures.refuse_unsafe()?;
         // SAFETY: the layout's size is not 0.
         let address = unsafe { alloc_zeroed(host_layout(bytes)?) } as u64;
         if address == 0 {
@@ -142,6 +145,7 @@ pub extern "C" fn cuMemAllocHost_v2(pointer: Out<u64>, bytes: usize) -> CuResult
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemFreeHost(pointer: u64) -> CuResult {
     in_context(|driver, _, _| {
+        driver.captures.refuse_unsafe()?;
         let mut host = lock(&driver.host);
         match host.get(&pointer) {
             Some(&(bytes, true)) => {
@@ -196,85 +200,6 @@ pub extern "C" fn cuMemHostGetFlags(flags: Out<u32>, pointer: u64) -> CuResult {
 
 // ---- copies ----
 
-#[unsafe(no_mangle)]
-pub extern "C" fn cuMemcpyHtoD_v2(to: u64, from: In<u8>, bytes: usize) -> CuResult {
-    cuMemcpyHtoDAsync_v2(to, from, bytes, 0)
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn cuMemcpyHtoDAsync_v2(
-    to: u64,
-    from: In<u8>,
-    bytes: usize,
-    stream: Handle,
-) -> CuResult {
-    in_context(|driver, _, _| {
-        driver.check_stream(stream)?;
-        Ok(driver.gpu.write(DevicePtr(to), from.slice(bytes)?)?)
-    })
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn cuMemcpyDtoH_v2(to: Out<u8>, from: u64, bytes: usize) -> CuResult {
-    cuMemcpyDtoHAsync_v2(to, from, bytes, 0)
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn cuMemcpyDtoHAsync_v2(
-    mut to: Out<u8>,
-    from: u64,
-    bytes: usize,
-    stream: Handle,
-) -> CuResult {
-    in_context(|driver, _, _| {
-        driver.check_stream(stream)?;
-        Ok(driver.gpu.read(DevicePtr(from), to.bytes(bytes)?)?)
-    })
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn cuMemcpyDtoD_v2(to: u64, from: u64, bytes: usize) -> CuResult {
-    cuMemcpyDtoDAsync_v2(to, from, bytes, 0)
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn cuMemcpyDtoDAsync_v2(
-    to: u64,
-    from: u64,
-    bytes: usize,
-    stream: Handle,
-) -> CuResult {
-    in_context(|driver, _, _| {
-        driver.check_stream(stream)?;
-        Ok(driver
-            .gpu
-            .copy(DevicePtr(to), DevicePtr(from), bytes as u64)?)
-    })
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn cuMemcpyPeer(
-    to: u64,
-    _to_context: Handle,
-    from: u64,
-    _from_context: Handle,
-    bytes: usize,
-) -> CuResult {
-    cuMemcpyDtoDAsync_v2(to, from, bytes, 0)
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn cuMemcpyPeerAsync(
-    to: u64,
-    _to_context: Handle,
-    from: u64,
-    _from_context: Handle,
-    bytes: usize,
-    stream: Handle,
-) -> CuResult {
-    cuMemcpyDtoDAsync_v2(to, from, bytes, stream)
-}
-
 /// Copies between any two addresses, each the device's or the host's.
 fn copy(driver: &Driver, to: u64, from: u64, bytes: usize) -> Result<(), CuResult> {
     match (driver.is_device(to), driver.is_device(from)) {
@@ -295,17 +220,87 @@ fn copy(driver: &Driver, to: u64, from: u64, bytes: usize) -> Result<(), CuResul
     Ok(())
 }
 
-#[unsafe(no_mangle)]
-pub extern "C" fn cuMemcpy(to: u64, from: u64, bytes: usize) -> CuResult {
-    in_context(|driver, _, _| copy(driver, to, from, bytes))
+/// Which side of a copy is said to be the device's.
+#[derive(Clone, Copy)]
+enum Sides {
+    ToDevice,
+    ToHost,
+    WithinDevice,
+    /// By their addresses.
+    Any,
+}
+
+fn submit_copy(sides: Sides, to: u64, from: u64, bytes: usize, stream: Handle) -> CuResult {
+    in_context(|driver, _, context| {
+        driver.submit(context, stream, move |driver, _| {
+            let gpu = &driver.gpu;
+            match sides {
+                Sides::ToDevice => gpu.write(DevicePtr(to), In::at(from).slice(bytes)?)?,
+                Sides::ToHost => gpu.read(DevicePtr(from), Out::at(to).bytes(bytes)?)?,
+                Sides::WithinDevice => gpu.copy(DevicePtr(to), DevicePtr(from), bytes as u64)?,
+                Sides::Any => copy(driver, to, from, bytes)?,
+            }
+            Ok(())
+        })
+    })
+}
+
+/// A copy or fill that returns when it is done, which it would not during a capture.
+fn at_once(act: impl FnOnce() -> CuResult) -> CuResult {
+    match in_context(|driver, _, _| driver.captures.refuse_unsafe()) {
+        CuResult::SUCCESS => act(),
+        refused => refused,
+    }
+}
+
+/// The functions that copy in one direction: at once, and in a stream.
+macro_rules! copies {
+    ($($sides:ident, $plain:ident, $plain_async:ident;)*) => {$(
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $plain(to: u64, from: u64, bytes: usize) -> CuResult {
+            at_once(|| $plain_async(to, from, bytes, 0))
+        }
+
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $plain_async(
+            to: u64,
+            from: u64,
+            bytes: usize,
+            stream: Handle,
+        ) -> CuResult {
+            submit_copy(Sides::$sides, to, from, bytes, stream)
+        }
+    )*};
+}
+
+copies! {
+    ToDevice, cuMemcpyHtoD_v2, cuMemcpyHtoDAsync_v2;
+    ToHost, cuMemcpyDtoH_v2, cuMemcpyDtoHAsync_v2;
+    WithinDevice, cuMemcpyDtoD_v2, cuMemcpyDtoDAsync_v2;
+    Any, cuMemcpy, cuMemcpyAsync;
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuMemcpyAsync(to: u64, from: u64, bytes: usize, stream: Handle) -> CuResult {
-    in_context(|driver, _, _| {
-        driver.check_stream(stream)?;
-        copy(driver, to, from, bytes)
-    })
+pub extern "C" fn cuMemcpyPeer(
+    to: u64,
+    _to_context: Handle,
+    from: u64,
+    _from_context: Handle,
+    bytes: usize,
+) -> CuResult {
+    cuMemcpyDtoD_v2(to, from, bytes)
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuMemcpyPeerAsync(
+    to: u64,
+    _to_context: Handle,
+    from: u64,
+    _from_context: Handle,
+    bytes: usize,
+    stream: Handle,
+) -> CuResult {
+    cuMemcpyDtoDAsync_v2(to, from, bytes, stream)
 }
 
 /// One side of `CUDA_MEMCPY2D`.
@@ -349,26 +344,27 @@ impl Plane {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemcpy2D_v2(parameters: In<Copy2D>) -> CuResult {
-    cuMemcpy2DAsync_v2(parameters, 0)
+    at_once(|| cuMemcpy2DAsync_v2(parameters, 0))
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemcpy2DUnaligned_v2(parameters: In<Copy2D>) -> CuResult {
-    cuMemcpy2DAsync_v2(parameters, 0)
+    at_once(|| cuMemcpy2DAsync_v2(parameters, 0))
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemcpy2DAsync_v2(parameters: In<Copy2D>, stream: Handle) -> CuResult {
-    in_context(|driver, _, _| {
-        driver.check_stream(stream)?;
+    in_context(|driver, _, context| {
         let Copy2D {
             from,
             to,
             width_in_bytes: width,
             height,
         } = parameters.get()?;
-        (0..height)
-            .try_for_each(|row| copy(driver, to.row(row, width)?, from.row(row, width)?, width))
+        driver.submit(context, stream, move |driver, _| {
+            (0..height)
+                .try_for_each(|row| copy(driver, to.row(row, width)?, from.row(row, width)?, width))
+        })
     })
 }
 
@@ -379,7 +375,7 @@ macro_rules! fills {
     ($value:ty, $fill:ident, $plain:ident, $plain_async:ident, $rows:ident, $rows_async:ident) => {
         #[unsafe(no_mangle)]
         pub extern "C" fn $plain(to: u64, value: $value, count: usize) -> CuResult {
-            $plain_async(to, value, count, 0)
+            at_once(|| $plain_async(to, value, count, 0))
         }
 
         #[unsafe(no_mangle)]
@@ -400,7 +396,7 @@ macro_rules! fills {
             width: usize,
             height: usize,
         ) -> CuResult {
-            $rows_async(to, pitch, value, width, height, 0)
+            at_once(|| $rows_async(to, pitch, value, width, height, 0))
         }
 
         #[unsafe(no_mangle)]
@@ -412,11 +408,12 @@ macro_rules! fills {
             height: usize,
             stream: Handle,
         ) -> CuResult {
-            in_context(|driver, _, _| {
-                driver.check_stream(stream)?;
-                (0..height as u64).try_for_each(|row| {
-                    let start = DevicePtr(to.wrapping_add(row.wrapping_mul(pitch as u64)));
-                    Ok(driver.gpu.$fill(start, value, width as u64)?)
+            in_context(|driver, _, context| {
+                driver.submit(context, stream, move |driver, _| {
+                    (0..height as u64).try_for_each(|row| {
+                        let start = DevicePtr(to.wrapping_add(row.wrapping_mul(pitch as u64)));
+                        Ok(driver.gpu.$fill(start, value, width as u64)?)
+                    })
                 })
             })
         }

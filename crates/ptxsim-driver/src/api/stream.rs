@@ -1,5 +1,6 @@
 //! Streams and events. Work is done before a call returns, so there is never anything to wait for.
 
+use crate::capture::Mark;
 use crate::error::CuResult;
 use crate::pointer::Out;
 use crate::state::{Event, Handle, Stream, in_context, lock};
@@ -31,24 +32,32 @@ pub extern "C" fn cuStreamCreateWithPriority(
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamDestroy_v2(stream: Handle) -> CuResult {
-    in_context(|driver, _, _| driver.streams.remove(stream).map(|_| ()))
+    in_context(|driver, _, _| {
+        driver.captures.refuse_wait(stream)?;
+        driver.streams.remove(stream).map(|_| ())
+    })
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamSynchronize(stream: Handle) -> CuResult {
-    in_context(|driver, _, _| driver.check_stream(stream))
+    in_context(|driver, _, _| {
+        driver.check_stream(stream)?;
+        driver.captures.refuse_wait(stream)
+    })
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamQuery(stream: Handle) -> CuResult {
-    in_context(|driver, _, _| driver.check_stream(stream))
+    cuStreamSynchronize(stream)
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamWaitEvent(stream: Handle, event: Handle, _flags: u32) -> CuResult {
     in_context(|driver, _, _| {
         driver.check_stream(stream)?;
-        driver.events.get(event).map(|_| ())
+        let event = driver.events.get(event)?;
+        let (mark, recorded) = (lock(&event.captured).clone(), *lock(&event.recorded));
+        driver.captures.wait(stream, mark, recorded.is_some())
     })
 }
 
@@ -99,26 +108,19 @@ pub extern "C" fn cuStreamGetDevice(stream: Handle, device: Out<i32>) -> CuResul
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuStreamIsCapturing(stream: Handle, status: Out<u32>) -> CuResult {
-    const NONE: u32 = 0;
-    in_context(|driver, _, _| {
-        driver.check_stream(stream)?;
-        status.set(NONE)
-    })
-}
-
-#[unsafe(no_mangle)]
 pub extern "C" fn cuLaunchHostFunc(
     stream: Handle,
     function: Option<unsafe extern "C" fn(*mut c_void)>,
     data: *mut c_void,
 ) -> CuResult {
-    in_context(|driver, _, _| {
-        driver.check_stream(stream)?;
+    in_context(|driver, _, context| {
         let function = function.ok_or(CuResult::ERROR_INVALID_VALUE)?;
-        // SAFETY: the caller passes a function and the data that it takes.
-        unsafe { function(data) };
-        Ok(())
+        let data = data as usize;
+        driver.submit(context, stream, move |_, _| {
+            // SAFETY: the caller passes a function and the data that it takes.
+            unsafe { function(data as *mut c_void) };
+            Ok(())
+        })
     })
 }
 
@@ -131,6 +133,7 @@ pub extern "C" fn cuEventCreate(event: Out<Handle>, flags: u32) -> CuResult {
             context,
             timed,
             recorded: Default::default(),
+            captured: Default::default(),
         }))
     })
 }
@@ -147,21 +150,28 @@ pub extern "C" fn cuEventRecord(event: Handle, stream: Handle) -> CuResult {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventRecordWithFlags(event: Handle, stream: Handle, _flags: u32) -> CuResult {
-    in_context(|driver, _, _| {
+    in_context(|driver, _, context| {
         driver.check_stream(stream)?;
-        *lock(&driver.events.get(event)?.recorded) = Some(Instant::now());
-        Ok(())
+        let event = driver.events.get(event)?;
+        *lock(&event.captured) = driver.captures.mark(stream);
+        if lock(&event.captured).is_some() {
+            return Ok(());
+        }
+        driver.submit(context, stream, move |_, _| {
+            *lock(&event.recorded) = Some(Instant::now());
+            Ok(())
+        })
     })
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventSynchronize(event: Handle) -> CuResult {
-    in_context(|driver, _, _| driver.events.get(event).map(|_| ()))
+    in_context(|driver, _, _| Mark::refuse(&driver.events.get(event)?.captured))
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventQuery(event: Handle) -> CuResult {
-    in_context(|driver, _, _| driver.events.get(event).map(|_| ()))
+    cuEventSynchronize(event)
 }
 
 /// The time that the simulation took between the events, not what a GPU would take.
@@ -174,6 +184,7 @@ pub extern "C" fn cuEventElapsedTime_v2(
     in_context(|driver, _, _| {
         let time = |event: Handle| {
             let event = driver.events.get(event)?;
+            Mark::refuse(&event.captured)?;
             let recorded = *lock(&event.recorded);
             recorded
                 .filter(|_| event.timed)
@@ -207,6 +218,7 @@ pub extern "C" fn cuStreamAddCallback(
 ) -> CuResult {
     in_context(|driver, _, _| {
         driver.check_stream(stream)?;
+        driver.captures.refuse_wait(stream)?;
         let callback = callback.ok_or(CuResult::ERROR_INVALID_VALUE)?;
         // SAFETY: the caller passes a function and the data that it takes.
         unsafe { callback(stream, CuResult::SUCCESS, data) };
