@@ -1,15 +1,16 @@
 use super::{AttentionConfig, Sequence};
 use crate::{
     Device, Result, Tensor,
-    matrix::{Matrix, MatrixMut, Tile, Write, multiply},
+    matrix::{Matrix, MatrixMut, PANEL, Panels, Tile, Write, multiply_panels},
     simd,
 };
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Queries and keys of one block of scores: 64 KiB, which stays in the second-level cache.
-const QUERY_BLOCK: usize = 64;
-const KEY_BLOCK: usize = 256;
+/// Queries of a block of scores. Small, because half of the last block of keys that it sees is masked.
+const QUERY_BLOCK: usize = 48;
+/// Keys of a block of scores: 48 KiB, which stays in the second-level cache.
+const KEY_BLOCK: usize = 8 * PANEL;
 
 pub(super) fn forward(
     q: &Tensor,
@@ -29,10 +30,12 @@ pub(super) fn forward(
     let (q, k, v) = (matrix(q, "q")?, matrix(k, "k")?, matrix(v, "v")?);
     let device = o.device().clone();
     let tokens = q.rows();
+    let mut scratch = device.scratch(packed_len(sequences, config))?;
+    let heads_of_keys = key_heads(k, v, sequences, config, scratch.f32_mut());
     let mut o = MatrixMut::new(o.as_f32_mut()?, tokens, heads * head_dim);
     let mut lse = MatrixMut::new(lse.as_f32_mut()?, tokens, heads);
     let mut tasks = Vec::new();
-    for sequence in sequences {
+    for (index, sequence) in sequences.iter().enumerate() {
         let (o_rows, o_rest) = o.split_rows(sequence.queries.len());
         let (lse_rows, lse_rest) = lse.split_rows(sequence.queries.len());
         (o, lse) = (o_rest, lse_rest);
@@ -44,11 +47,9 @@ pub(super) fn forward(
             let head = lse.column;
             let queries =
                 sequence.queries.start + o.row..sequence.queries.start + o.row + o.matrix.rows();
-            let kv_columns = columns(head / (heads / kv_heads), head_dim);
             tasks.push(ForwardTask {
                 q: q.block(queries, columns(head, head_dim)),
-                k: k.block(sequence.keys.clone(), kv_columns.clone()),
-                v: v.block(sequence.keys.clone(), kv_columns),
+                keys: &heads_of_keys[index * kv_heads + head / (heads / kv_heads)],
                 first_position: o.row + sequence.keys.len() - sequence.queries.len(),
                 o,
                 lse,
@@ -66,11 +67,122 @@ pub(super) fn forward(
         .try_for_each(|task| task.run(config, &device))
 }
 
+/// A sequence with no more queries than this reads its keys too few times to pack them first.
+const FEW_QUERIES: usize = 4;
+
+/// The keys and values of one head of one sequence.
+struct KeyHead<'a> {
+    k: Matrix<'a>,
+    v: Matrix<'a>,
+    scale: f32,
+    /// `scale · kᵀ` and `v`, where there are enough queries.
+    panels: Option<(Panels<'a>, Panels<'a>)>,
+}
+
+/// Elements of one head's packed keys and values.
+fn packed_lens(sequence: &Sequence, head_dim: usize) -> (usize, usize) {
+    if sequence.queries.len() <= FEW_QUERIES {
+        return (0, 0);
+    }
+    let keys = sequence.keys.len();
+    (Panels::len(head_dim, keys), Panels::len(keys, head_dim))
+}
+
+fn packed_len(sequences: &[Sequence], config: &AttentionConfig) -> usize {
+    let lens = sequences
+        .iter()
+        .map(|sequence| packed_lens(sequence, config.head_dim));
+    config.kv_heads * lens.map(|(k, v)| k + v).sum::<usize>()
+}
+
+/// The key heads of every sequence, sequence by sequence, packed into `buffer`.
+fn key_heads<'a>(
+    k: Matrix<'a>,
+    v: Matrix<'a>,
+    sequences: &[Sequence],
+    config: &AttentionConfig,
+    mut buffer: &'a mut [f32],
+) -> Vec<KeyHead<'a>> {
+    let mut heads = Vec::with_capacity(sequences.len() * config.kv_heads);
+    for sequence in sequences {
+        let (k_len, v_len) = packed_lens(sequence, config.head_dim);
+        for head in 0..config.kv_heads {
+            let (k_buffer, rest) = buffer.split_at_mut(k_len);
+            let (v_buffer, rest) = rest.split_at_mut(v_len);
+            buffer = rest;
+            let columns = columns(head, config.head_dim);
+            let k = k.block(sequence.keys.clone(), columns.clone());
+            let v = v.block(sequence.keys.clone(), columns);
+            heads.push((k, v, k_buffer, v_buffer));
+        }
+    }
+    let pack =
+        |(k, v, k_buffer, v_buffer): (Matrix<'a>, Matrix<'a>, &'a mut [f32], &'a mut [f32])| {
+            let panels = (!v_buffer.is_empty()).then(|| {
+                (
+                    Panels::pack(k.transposed(), config.scale, k_buffer),
+                    Panels::pack(v, 1.0, v_buffer),
+                )
+            });
+            KeyHead {
+                k,
+                v,
+                scale: config.scale,
+                panels,
+            }
+        };
+    if buffer.is_empty() && heads.iter().all(|(_, _, _, v_buffer)| v_buffer.is_empty()) {
+        return heads.into_iter().map(pack).collect();
+    }
+    heads.into_par_iter().map(pack).collect()
+}
+
+impl KeyHead<'_> {
+    /// `scores = scale · q·kᵀ` for the given keys.
+    fn scores(&self, q: Matrix, keys: &Range<usize>, scores: &mut MatrixMut) {
+        if let Some((k, _)) = self.panels {
+            multiply_panels(scores, Write::Replace, &[(q, k.column_block(keys.clone()))]);
+            return;
+        }
+        simd::vectorize(
+            #[inline(always)]
+            || {
+                for row in 0..q.rows() {
+                    for (score, key) in scores.row_mut(row).iter_mut().zip(keys.clone()) {
+                        *score = self.scale * simd::dot(q.row(row), self.k.row(key));
+                    }
+                }
+            },
+        );
+    }
+
+    /// `o = p·v` for the given keys, or `o += …`.
+    fn add_values(&self, p: Matrix, keys: &Range<usize>, o: &mut MatrixMut, write: Write) {
+        if let Some((_, v)) = self.panels {
+            multiply_panels(o, write, &[(p, v.row_block(keys.clone()))]);
+            return;
+        }
+        simd::vectorize(
+            #[inline(always)]
+            || {
+                for row in 0..p.rows() {
+                    let o = o.row_mut(row);
+                    if write == Write::Replace {
+                        o.fill(0.0);
+                    }
+                    for (&p, key) in p.row(row).iter().zip(keys.clone()) {
+                        simd::axpy(p, self.v.row(key), o);
+                    }
+                }
+            },
+        );
+    }
+}
+
 /// A block of queries of one head, against all keys that it sees.
 struct ForwardTask<'a> {
     q: Matrix<'a>,
-    k: Matrix<'a>,
-    v: Matrix<'a>,
+    keys: &'a KeyHead<'a>,
     /// The position of the first query among the keys.
     first_position: usize,
     o: Tile<'a>,
@@ -81,8 +193,7 @@ impl ForwardTask<'_> {
     fn run(self, config: &AttentionConfig, device: &Device) -> Result<()> {
         let ForwardTask {
             q,
-            k,
-            v,
+            keys: head,
             first_position,
             o: Tile { matrix: mut o, .. },
             lse: Tile {
@@ -100,14 +211,7 @@ impl ForwardTask<'_> {
         sums.fill(0.0);
         for keys in blocks(visible.clone()) {
             let scores = &mut scores[..rows * keys.len()];
-            let mut s = MatrixMut::new(scores, rows, keys.len());
-            multiply(
-                &mut s,
-                Write::Replace,
-                config.scale,
-                q,
-                k.row_block(keys.clone()).transposed(),
-            );
+            head.scores(q, &keys, &mut MatrixMut::new(scores, rows, keys.len()));
             simd::vectorize(
                 #[inline(always)]
                 || {
@@ -133,13 +237,7 @@ impl ForwardTask<'_> {
             } else {
                 Write::Add
             };
-            multiply(
-                &mut o,
-                write,
-                1.0,
-                Matrix::new(scores, rows, keys.len()),
-                v.row_block(keys),
-            );
+            head.add_values(Matrix::new(scores, rows, keys.len()), &keys, &mut o, write);
         }
         for row in 0..rows {
             let inverse = 1.0 / sums[row];
@@ -253,9 +351,35 @@ impl BackwardTask<'_> {
         let offset = sequence.keys.len() - sequence.queries.len();
         let mut dk = dk.tiles(KEY_BLOCK, head_dim);
         let mut dv = dv.tiles(KEY_BLOCK, head_dim);
-        let largest = QUERY_BLOCK * KEY_BLOCK.min(sequence.keys.len());
-        let mut scratch = device.scratch(2 * largest)?;
-        let (p_scratch, ds_scratch) = scratch.f32_mut().split_at_mut(largest);
+        let keys = sequence.keys.len();
+        let scores = QUERY_BLOCK * KEY_BLOCK.min(keys);
+        let lens = [
+            scores,
+            scores,
+            Panels::len(QUERY_BLOCK, head_dim),
+            Panels::len(QUERY_BLOCK, head_dim),
+            Panels::len(head_dim, keys),
+            Panels::len(head_dim, keys),
+            Panels::len(keys, head_dim),
+        ];
+        let mut scratch = device.scratch(lens.iter().sum())?;
+        let mut rest = scratch.f32_mut();
+        let [
+            p_scratch,
+            ds_scratch,
+            q_panels,
+            d_o_panels,
+            k_columns,
+            v_columns,
+            k_rows,
+        ] = lens.map(|len| {
+            let (part, others) = std::mem::take(&mut rest).split_at_mut(len);
+            rest = others;
+            part
+        });
+        let k_columns = Panels::pack(k.transposed(), scale, k_columns);
+        let v_columns = Panels::pack(v.transposed(), 1.0, v_columns);
+        let k_rows = Panels::pack(k, scale, k_rows);
         for mut dq in dq.matrix.tiles(QUERY_BLOCK, head_dim) {
             let head = kv_head * (heads / kv_heads) + dq.column / head_dim;
             let rows =
@@ -264,28 +388,26 @@ impl BackwardTask<'_> {
             let d_o = views.d_o.block(rows.clone(), columns(head, head_dim));
             let o = views.o.block(rows.clone(), columns(head, head_dim));
             let lse = views.lse.block(rows.clone(), 0..heads);
+            let len = Panels::len(rows.len(), head_dim);
+            let q_panels = Panels::pack(q, scale, &mut q_panels[..len]);
+            let d_o_panels = Panels::pack(d_o, 1.0, &mut d_o_panels[..len]);
             let first_position = dq.row + offset;
             let visible = visible_keys(first_position, rows.len(), window);
             for block in visible.start / KEY_BLOCK..visible.end.div_ceil(KEY_BLOCK) {
                 // Whole blocks from the first key on, so that they match the tiles of dk and dv; a window may
                 // hide the beginning of the first one.
                 let keys = block * KEY_BLOCK..((block + 1) * KEY_BLOCK).min(visible.end);
-                let (k, v) = (k.row_block(keys.clone()), v.row_block(keys.clone()));
                 let p = &mut p_scratch[..rows.len() * keys.len()];
                 let ds = &mut ds_scratch[..rows.len() * keys.len()];
-                multiply(
+                multiply_panels(
                     &mut MatrixMut::new(p, rows.len(), keys.len()),
                     Write::Replace,
-                    scale,
-                    q,
-                    k.transposed(),
+                    &[(q, k_columns.column_block(keys.clone()))],
                 );
-                multiply(
+                multiply_panels(
                     &mut MatrixMut::new(ds, rows.len(), keys.len()),
                     Write::Replace,
-                    1.0,
-                    d_o,
-                    v.transposed(),
+                    &[(d_o, v_columns.column_block(keys.clone()))],
                 );
                 simd::vectorize(
                     #[inline(always)]
@@ -312,12 +434,13 @@ impl BackwardTask<'_> {
                 } else {
                     Write::Add
                 };
-                multiply(&mut dq.matrix, write, scale, ds, k);
+                let k = k_rows.row_block(keys.clone());
+                multiply_panels(&mut dq.matrix, write, &[(ds, k)]);
                 // The visible keys may end inside the block, the tiles go on.
                 let mut dv = dv[block].matrix.rows_mut(keys.len());
-                multiply(&mut dv, Write::Add, 1.0, p.transposed(), d_o);
+                multiply_panels(&mut dv, Write::Add, &[(p.transposed(), d_o_panels)]);
                 let mut dk = dk[block].matrix.rows_mut(keys.len());
-                multiply(&mut dk, Write::Add, scale, ds.transposed(), q);
+                multiply_panels(&mut dk, Write::Add, &[(ds.transposed(), q_panels)]);
             }
         }
         Ok(())
@@ -333,10 +456,11 @@ fn columns(head: usize, head_dim: usize) -> Range<usize> {
     head * head_dim..(head + 1) * head_dim
 }
 
-/// The keys that any of `rows` queries sees, the first of which stands at `first_position`.
+/// The keys that any of `rows` queries sees, the first of which stands at `first_position`; from where a
+/// panel of keys begins.
 fn visible_keys(first_position: usize, rows: usize, window: Option<usize>) -> Range<usize> {
     let start = window.map_or(0, |window| (first_position + 1).saturating_sub(window));
-    start..first_position + rows
+    start / PANEL * PANEL..first_position + rows
 }
 
 fn blocks(keys: Range<usize>) -> impl Iterator<Item = Range<usize>> {

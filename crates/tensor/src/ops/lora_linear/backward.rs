@@ -1,16 +1,19 @@
 use super::{Backward, Gradients, Lora};
 use crate::{
     DType, Device, Result, Tensor,
-    matrix::{Matrix, MatrixMut, Tile, Write, multiply},
+    matrix::{
+        Matrix, MatrixMut, Panels, Term, Tile, Write, multiply, multiply_panels, rows_per_task,
+    },
     simd,
 };
 use rayon::prelude::*;
 
-/// The extents of a tile of `dx`.
-const TOKEN_BLOCK: usize = 512;
-const IN_BLOCK: usize = 192;
+/// Columns of a tile of `dx`.
+const IN_BLOCK: usize = 96;
 /// Rows of a weight that are decoded at a time where it is not stored in F32.
 const DECODE_BLOCK: usize = 256;
+/// Tokens of a task of `dh`.
+const H_BLOCK: usize = 120;
 /// Rows or columns of a low-rank gradient that make one task.
 const GRADIENT_BLOCK: usize = 64;
 
@@ -24,7 +27,7 @@ pub(super) fn run(x: &Tensor, items: &mut [Backward], need_dx: bool) -> Result<O
         return Ok(None);
     }
     let device = x.device();
-    let mut terms = Vec::with_capacity(items.len());
+    let mut sources = Vec::with_capacity(items.len());
     for (item, dh) in items.iter().zip(&updates) {
         let out_features = item.projection.weight.out_features();
         let update = match (item.projection.lora, dh) {
@@ -35,32 +38,18 @@ pub(super) fn run(x: &Tensor, items: &mut [Backward], need_dx: bool) -> Result<O
             )),
             _ => None,
         };
-        terms.push(Term {
+        sources.push(Source {
             item,
             dy: Matrix::new(item.dy.as_f32()?, tokens, out_features),
             update,
         });
     }
     let mut dx = Tensor::empty(device, [tokens, in_features], DType::F32)?;
-    let tiles = MatrixMut::new(dx.as_f32_mut()?, tokens, in_features).tiles(TOKEN_BLOCK, IN_BLOCK);
-    tiles.into_par_iter().try_for_each(|mut tile| {
-        if terms.is_empty() {
-            (0..tile.matrix.rows()).for_each(|row| tile.matrix.row_mut(row).fill(0.0));
-        }
-        for (index, term) in terms.iter().enumerate() {
-            term.add_to(
-                &mut tile,
-                if index == 0 {
-                    Write::Replace
-                } else {
-                    Write::Add
-                },
-                in_features,
-                device,
-            )?;
-        }
-        Ok(())
-    })?;
+    let token_block = rows_per_task(tokens, in_features.div_ceil(IN_BLOCK));
+    let tiles = MatrixMut::new(dx.as_f32_mut()?, tokens, in_features).tiles(token_block, IN_BLOCK);
+    tiles
+        .into_par_iter()
+        .try_for_each(|mut tile| write_tile(&mut tile, &sources, in_features, device))?;
     Ok(Some(dx))
 }
 
@@ -76,19 +65,27 @@ fn update_gradients(x: &Tensor, item: &mut Backward) -> Result<Option<Tensor>> {
     let dy = Matrix::new(item.dy.as_f32()?, tokens, out_features);
     let b = Matrix::new(lora.b.as_f32()?, out_features, rank);
     let mut dh = Tensor::empty(device, [tokens, rank], DType::F32)?;
-    let tiles = MatrixMut::new(dh.as_f32_mut()?, tokens, rank).tiles(GRADIENT_BLOCK, rank);
-    tiles.into_par_iter().for_each(|mut tile| {
-        let dy = dy.row_block(tile.rows());
-        multiply(&mut tile.matrix, Write::Replace, lora.scaling, dy, b);
-    });
+    let tiles = MatrixMut::new(dh.as_f32_mut()?, tokens, rank).tiles(H_BLOCK, rank);
+    tiles.into_par_iter().try_for_each(|mut tile| {
+        let product = Term {
+            lhs: dy.row_block(tile.rows()),
+            rhs: b,
+            scale: lora.scaling,
+        };
+        multiply(&mut tile.matrix, Write::Replace, &[product], device)
+    })?;
     if let (Some(Gradients { a: da, b: db }), Some(h)) = (&mut item.gradients, item.h) {
         let h = Matrix::new(h.as_f32()?, tokens, rank);
         let tiles = MatrixMut::new(db.f32_mut("gradient of lora_b")?, out_features, rank)
             .tiles(GRADIENT_BLOCK, rank);
-        tiles.into_par_iter().for_each(|mut tile| {
-            let dy = dy.column_block(tile.rows()).transposed();
-            multiply(&mut tile.matrix, Write::Add, lora.scaling, dy, h);
-        });
+        tiles.into_par_iter().try_for_each(|mut tile| {
+            let product = Term {
+                lhs: dy.column_block(tile.rows()).transposed(),
+                rhs: h,
+                scale: lora.scaling,
+            };
+            multiply(&mut tile.matrix, Write::Add, &[product], device)
+        })?;
         let dh = Matrix::new(dh.as_f32()?, tokens, rank);
         let tiles = MatrixMut::new(da.f32_mut("gradient of lora_a")?, rank, in_features)
             .tiles(rank, GRADIENT_BLOCK);
@@ -103,14 +100,19 @@ fn update_gradients(x: &Tensor, item: &mut Backward) -> Result<Option<Tensor>> {
 fn add_to_da(mut da: Tile, dh: Matrix, x: Matrix, lora: &Lora, device: &Device) -> Result<()> {
     let columns = da.columns();
     let Some(dropout) = lora.active_dropout() else {
-        multiply(
-            &mut da.matrix,
-            Write::Add,
-            1.0,
-            dh.transposed(),
-            x.column_block(columns),
-        );
-        return Ok(());
+        let x = x.column_block(columns);
+        return match Panels::in_place(x) {
+            Some(panels) => {
+                multiply_panels(&mut da.matrix, Write::Add, &[(dh.transposed(), panels)]);
+                Ok(())
+            }
+            None => multiply(
+                &mut da.matrix,
+                Write::Add,
+                &[Term::new(dh.transposed(), x)],
+                device,
+            ),
+        };
     };
     let mut scratch = device.scratch(x.rows() * columns.len())?;
     let dropped = scratch.f32_mut();
@@ -118,63 +120,82 @@ fn add_to_da(mut da: Tile, dh: Matrix, x: Matrix, lora: &Lora, device: &Device) 
         target.copy_from_slice(&x.row(row)[columns.clone()]);
         dropout.apply((row * x.columns() + columns.start) as u64, target);
     }
+    let dropped = Matrix::new(dropped, x.rows(), columns.len());
     multiply(
         &mut da.matrix,
         Write::Add,
-        1.0,
-        dh.transposed(),
-        Matrix::new(dropped, x.rows(), columns.len()),
-    );
-    Ok(())
+        &[Term::new(dh.transposed(), dropped)],
+        device,
+    )
 }
 
 /// What one projection adds to `dx`.
-struct Term<'a> {
+struct Source<'a> {
     item: &'a Backward<'a>,
     dy: Matrix<'a>,
     update: Option<(Lora<'a>, Matrix<'a>, Matrix<'a>)>,
 }
 
-impl Term<'_> {
-    /// `dx += dY·W + drop(dH·A)` for one tile.
-    fn add_to(
-        &self,
-        dx: &mut Tile,
-        write: Write,
-        in_features: usize,
-        device: &Device,
-    ) -> Result<()> {
-        let weight = self.item.projection.weight;
-        let (tokens, columns) = (dx.rows(), dx.columns());
-        let dy = self.dy.row_block(tokens.clone());
-        match weight.as_f32() {
-            Some(values) => {
-                let w = Matrix::new(values, weight.out_features(), in_features)
-                    .column_block(columns.clone());
-                multiply(&mut dx.matrix, write, 1.0, dy, w);
-            }
-            None => self.add_decoded(dx, write, in_features, device)?,
+/// `dx = Σ dY·W + drop(dH·A)` for one tile: whatever can be read where it is in one sum of products, then
+/// what needs scratch memory.
+fn write_tile(
+    dx: &mut Tile,
+    sources: &[Source],
+    in_features: usize,
+    device: &Device,
+) -> Result<()> {
+    let (tokens, columns) = (dx.rows(), dx.columns());
+    let mut terms = Vec::with_capacity(2 * sources.len());
+    for Source { item, dy, update } in sources {
+        let weight = item.projection.weight;
+        if let Some(values) = weight.as_f32() {
+            let w = Matrix::new(values, weight.out_features(), in_features);
+            terms.push(Term::new(
+                dy.row_block(tokens.clone()),
+                w.column_block(columns.clone()),
+            ));
         }
+        if let Some((lora, dh, a)) = update
+            && lora.active_dropout().is_none()
+        {
+            terms.push(Term::new(
+                dh.row_block(tokens.clone()),
+                a.column_block(columns.clone()),
+            ));
+        }
+    }
+    multiply(&mut dx.matrix, Write::Replace, &terms, device)?;
+    for source in sources {
+        if source.item.projection.weight.as_f32().is_none() {
+            source.add_decoded(dx, device)?;
+        }
+        source.add_dropped_update(dx, in_features, device)?;
+    }
+    Ok(())
+}
+
+impl Source<'_> {
+    /// `dx += drop(dH·A)` for one tile, where the update has a dropout.
+    fn add_dropped_update(&self, dx: &mut Tile, in_features: usize, device: &Device) -> Result<()> {
         let Some((lora, dh, a)) = &self.update else {
             return Ok(());
         };
-        let (dh, a) = (
+        let Some(dropout) = lora.active_dropout() else {
+            return Ok(());
+        };
+        let (tokens, columns) = (dx.rows(), dx.columns());
+        let mut scratch = device.scratch(tokens.len() * columns.len())?;
+        let update = scratch.f32_mut();
+        let product = Term::new(
             dh.row_block(tokens.clone()),
             a.column_block(columns.clone()),
         );
-        let Some(dropout) = lora.active_dropout() else {
-            multiply(&mut dx.matrix, Write::Add, 1.0, dh, a);
-            return Ok(());
-        };
-        let mut scratch = device.scratch(tokens.len() * columns.len())?;
-        let update = scratch.f32_mut();
         multiply(
             &mut MatrixMut::new(update, tokens.len(), columns.len()),
             Write::Replace,
-            1.0,
-            dh,
-            a,
-        );
+            &[product],
+            device,
+        )?;
         for (row, update) in update.chunks_exact_mut(columns.len()).enumerate() {
             dropout.apply(
                 ((tokens.start + row) * in_features + columns.start) as u64,
@@ -189,39 +210,27 @@ impl Term<'_> {
     }
 
     /// `dx += dY·W` for a weight that needs decoding: block by block into scratch memory.
-    fn add_decoded(
-        &self,
-        dx: &mut Tile,
-        write: Write,
-        in_features: usize,
-        device: &Device,
-    ) -> Result<()> {
+    fn add_decoded(&self, dx: &mut Tile, device: &Device) -> Result<()> {
         let weight = self.item.projection.weight;
+        let (out_features, in_features) = (weight.out_features(), weight.in_features());
         let (tokens, columns) = (dx.rows(), dx.columns());
-        let out_features = weight.out_features();
+        let dy = self.dy.row_block(tokens);
         let mut scratch = device.scratch(out_features.min(DECODE_BLOCK) * columns.len())?;
         let scratch = scratch.f32_mut();
-        if out_features == 0 && write == Write::Replace {
-            (0..tokens.len()).for_each(|row| dx.matrix.row_mut(row).fill(0.0));
-        }
         for first in (0..out_features).step_by(DECODE_BLOCK) {
             let rows = first..out_features.min(first + DECODE_BLOCK);
             let w = &mut scratch[..rows.len() * columns.len()];
             for (row, target) in rows.clone().zip(w.chunks_exact_mut(columns.len())) {
-                weight.decode(
-                    row * in_features + columns.start..row * in_features + columns.end,
-                    target,
-                );
+                let start = row * in_features;
+                weight.decode(start + columns.start..start + columns.end, target);
             }
-            let dy = self.dy.block(tokens.clone(), rows.clone());
-            let write = if first == 0 { write } else { Write::Add };
+            let w = Matrix::new(w, rows.len(), columns.len());
             multiply(
                 &mut dx.matrix,
-                write,
-                1.0,
-                dy,
-                Matrix::new(w, rows.len(), columns.len()),
-            );
+                Write::Add,
+                &[Term::new(dy.column_block(rows), w)],
+                device,
+            )?;
         }
         Ok(())
     }

@@ -1,16 +1,15 @@
 use super::{Lora, Output, Projection};
 use crate::{
     DType, Device, Result, Tensor, Weight,
-    matrix::{Matrix, MatrixMut, Tile, Write, multiply},
+    matrix::{Matrix, MatrixMut, Term, Tile, Write, multiply, rows_per_task},
     simd,
 };
 use rayon::prelude::*;
 
 /// Tokens whose `x` stays in the second-level cache while every `h` is computed from it.
-const H_BLOCK: usize = 64;
-/// The extents of a tile of `y`.
-const TOKEN_BLOCK: usize = 512;
-const OUT_BLOCK: usize = 192;
+const H_BLOCK: usize = 120;
+/// Columns of a tile of `y`.
+const OUT_BLOCK: usize = 96;
 /// Up to this many tokens, a product reads each weight so few times that packing it would dominate.
 const FEW_TOKENS: usize = 4;
 /// Output features of a task when there are few tokens.
@@ -29,6 +28,11 @@ pub(super) fn run(x: &Tensor, projections: &[Projection], outputs: &mut [Output]
 
     let few = tokens <= FEW_TOKENS;
     let out_block = if few { FEW_TOKENS_OUT_BLOCK } else { OUT_BLOCK };
+    let tiles = projections
+        .iter()
+        .map(|projection| projection.weight.out_features().div_ceil(out_block))
+        .sum();
+    let token_block = rows_per_task(tokens, tiles);
     let mut tasks = Vec::new();
     for ((projection, y), h) in projections.iter().zip(ys).zip(&hs) {
         let out_features = projection.weight.out_features();
@@ -41,7 +45,7 @@ pub(super) fn run(x: &Tensor, projections: &[Projection], outputs: &mut [Output]
             _ => None,
         };
         let bias = projection.bias.map(Tensor::as_f32).transpose()?;
-        for y in MatrixMut::new(y.as_f32_mut()?, tokens, out_features).tiles(TOKEN_BLOCK, out_block)
+        for y in MatrixMut::new(y.as_f32_mut()?, tokens, out_features).tiles(token_block, out_block)
         {
             tasks.push(Task {
                 weight: projection.weight,
@@ -87,7 +91,7 @@ fn down(
             match lora.active_dropout() {
                 None => {
                     let x = x.row_block(h.rows());
-                    multiply(&mut h.matrix, Write::Replace, 1.0, x, a);
+                    multiply(&mut h.matrix, Write::Replace, &[Term::new(x, a)], device)?;
                 }
                 Some(dropout) => {
                     let rows = h.rows();
@@ -101,7 +105,12 @@ fn down(
                     }
                     dropout.apply((rows.start * x.columns()) as u64, dropped);
                     let dropped = Matrix::new(dropped, rows.len(), x.columns());
-                    multiply(&mut h.matrix, Write::Replace, 1.0, dropped, a);
+                    multiply(
+                        &mut h.matrix,
+                        Write::Replace,
+                        &[Term::new(dropped, a)],
+                        device,
+                    )?;
                 }
             }
         }
@@ -135,30 +144,31 @@ impl Task<'_> {
             y: Tile { matrix: mut y, .. },
         } = self;
         let x = x.row_block(tokens.clone());
-        match weight.as_f32() {
+        let mut scratch;
+        let w = match weight.as_f32() {
             Some(values) => {
-                let w = Matrix::new(values, weight.out_features(), x.columns())
-                    .row_block(features.clone());
-                multiply(&mut y, Write::Replace, 1.0, x, w.transposed());
+                Matrix::new(values, weight.out_features(), x.columns()).row_block(features.clone())
             }
             None => {
-                let mut scratch = device.scratch(features.len() * x.columns())?;
+                scratch = device.scratch(features.len() * x.columns())?;
                 weight.decode(
                     features.start * x.columns()..features.end * x.columns(),
                     scratch.f32_mut(),
                 );
-                let w = Matrix::new(scratch.f32_mut(), features.len(), x.columns());
-                multiply(&mut y, Write::Replace, 1.0, x, w.transposed());
+                Matrix::new(scratch.f32_mut(), features.len(), x.columns())
             }
-        }
-        if let Some(Update { h, b, scaling }) = update {
-            multiply(
-                &mut y,
-                Write::Add,
-                scaling,
-                h.row_block(tokens.clone()),
-                b.row_block(features.clone()).transposed(),
-            );
+        };
+        let product = Term::new(x, w.transposed());
+        match update {
+            Some(Update { h, b, scaling }) => {
+                let update = Term {
+                    lhs: h.row_block(tokens.clone()),
+                    rhs: b.row_block(features.clone()).transposed(),
+                    scale: scaling,
+                };
+                multiply(&mut y, Write::Replace, &[product, update], device)?;
+            }
+            None => multiply(&mut y, Write::Replace, &[product], device)?,
         }
         if let Some(bias) = bias {
             simd::vectorize(
@@ -216,9 +226,14 @@ pub(super) fn merge(weight: &Weight, lora: &Lora) -> Result<Tensor> {
     let b = Matrix::new(lora.b.as_f32()?, out_features, lora.rank());
     let tiles = MatrixMut::new(merged.as_f32_mut()?, out_features, in_features)
         .tiles(OUT_BLOCK, in_features);
-    tiles.into_par_iter().for_each(|mut tile| {
-        let b = b.row_block(tile.rows());
-        multiply(&mut tile.matrix, Write::Add, lora.scaling, b, a);
-    });
+    let device = lora.a.device();
+    tiles.into_par_iter().try_for_each(|mut tile| {
+        let update = Term {
+            lhs: b.row_block(tile.rows()),
+            rhs: a,
+            scale: lora.scaling,
+        };
+        multiply(&mut tile.matrix, Write::Add, &[update], device)
+    })?;
     Ok(merged)
 }

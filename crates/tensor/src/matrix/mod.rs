@@ -1,5 +1,9 @@
 //! Views of matrices inside tensors, and their product.
 
+mod product;
+
+pub(crate) use product::{PANEL, Panels, Term, multiply, multiply_panels, rows_per_task};
+
 use std::{marker::PhantomData, ops::Range};
 
 /// A read-only matrix whose elements lie at regular strides.
@@ -188,51 +192,4 @@ impl Tile<'_> {
 pub(crate) enum Write {
     Replace,
     Add,
-}
-
-/// `out = scale · lhs · rhs`, or `out += …`, on this thread.
-pub(crate) fn multiply(out: &mut MatrixMut, write: Write, scale: f32, lhs: Matrix, rhs: Matrix) {
-    assert_eq!(
-        (out.rows, out.columns, lhs.columns),
-        (lhs.rows, rhs.columns, rhs.rows)
-    );
-    if out.rows == 0 || out.columns == 0 {
-        return;
-    }
-    if lhs.columns == 0 {
-        if write == Write::Replace {
-            (0..out.rows).for_each(|row| out.row_mut(row).fill(0.0));
-        }
-        return;
-    }
-    for operand in [&lhs, &rhs] {
-        let last =
-            (operand.rows - 1) * operand.row_stride + (operand.columns - 1) * operand.column_stride;
-        assert!(last < operand.data.len());
-    }
-    // SAFETY: both operands reach no further than their slices (checked above), and the target is an
-    // exclusive borrow of `rows` rows of `columns` elements at its stride.
-    unsafe {
-        gemm::gemm(
-            out.rows,
-            out.columns,
-            lhs.columns,
-            out.data,
-            1,
-            out.row_stride as isize,
-            write == Write::Add,
-            lhs.data.as_ptr(),
-            lhs.column_stride as isize,
-            lhs.row_stride as isize,
-            rhs.data.as_ptr(),
-            rhs.column_stride as isize,
-            rhs.row_stride as isize,
-            1.0,
-            scale,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
 }
