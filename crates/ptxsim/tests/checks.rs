@@ -6,34 +6,6 @@ mod support;
 use ptxsim::{AccessKind, Checks, Fault, FaultKind, Gpu, LaunchConfig, LaunchReport, Profile};
 use support::*;
 
-/// A kernel with one pointer parameter in `%rd1`, the thread in `%r1`, its element's address in
-/// `%rd2`, and 1 KiB of shared memory, whose element for the thread is at `%r2`.
-fn ptx(body: &str) -> String {
-    format!(
-        ".version 8.0
-        .target sm_80
-        .address_size 64
-        .visible .entry k(.param .u64 data)
-        {{
-            .reg .pred %p<8>;
-            .reg .b16 %rs<8>;
-            .reg .b32 %r<32>;
-            .reg .b64 %rd<8>;
-            .shared .align 16 .b8 tile[1024];
-            ld.param.u64 %rd1, [data];
-            mov.u32 %r1, %tid.x;
-            mul.wide.u32 %rd2, %r1, 4;
-            add.s64 %rd2, %rd1, %rd2;
-            mov.u32 %r2, tile;
-            shl.b32 %r3, %r1, 2;
-            add.s32 %r2, %r2, %r3;
-            mov.u32 %r4, %ctaid.x;
-            {body}
-            ret;
-        }}"
-    )
-}
-
 struct Case {
     gpu: Gpu,
     config: LaunchConfig,
@@ -53,7 +25,7 @@ fn case() -> Case {
 
 impl Case {
     fn run(&self, body: &str) -> Result<LaunchReport, Fault> {
-        let kernel = kernel(&self.gpu, &ptx(body), "k");
+        let kernel = kernel(&self.gpu, &small_kernel(body), "k");
         self.gpu
             .launch(&kernel, &self.config, &self.data.0.to_le_bytes())
     }
@@ -133,7 +105,7 @@ fn use_after_free_and_host_pointers() {
     let fault = case.fault("ld.global.u32 %r5, [%rd2];");
     assert!(matches!(&*fault.kind, FaultKind::UseAfterFree { allocation, .. } if allocation.freed));
     let host = [0u32; 64];
-    let kernel = kernel(&case.gpu, &ptx("ld.global.u32 %r5, [%rd2];"), "k");
+    let kernel = kernel(&case.gpu, &small_kernel("ld.global.u32 %r5, [%rd2];"), "k");
     let args = (host.as_ptr() as u64).to_le_bytes();
     let fault = case.gpu.launch(&kernel, &case.config, &args).unwrap_err();
     assert!(

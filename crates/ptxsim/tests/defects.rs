@@ -3,74 +3,26 @@
 
 mod support;
 
-use ptxsim::{Checks, FaultKind, LaunchConfig};
+use ptxsim::{Checks, FaultKind};
 use support::*;
-
-const SIZE: usize = 128;
-
-/// Runs the matmul's PTX on fixed inputs: the result, or the fault.
-fn run(ptx: &str, checks: Checks, seed: u64) -> Result<Vec<f32>, ptxsim::Fault> {
-    let gpu = gpu();
-    let kernel = kernel(&gpu, ptx, "matmul");
-    let values = |salt: usize| -> Vec<u16> {
-        let value = |i: usize| ((i * 7 + salt) % 31) as f32 / 16.0 - 1.0;
-        (0..SIZE * SIZE)
-            .map(|i| half::bf16::from_f32(value(i)).to_bits())
-            .collect()
-    };
-    let (a, b) = (upload(&gpu, &values(3)), upload(&gpu, &values(11)));
-    let c = gpu.alloc((SIZE * SIZE * 4) as u64).unwrap();
-    let config = LaunchConfig {
-        grid: [SIZE as u32 / 64, SIZE as u32 / 64, 1],
-        block: [128, 1, 1],
-        checks,
-        seed,
-        ..LaunchConfig::default()
-    };
-    let size = SIZE as i32;
-    gpu.launch(
-        &kernel,
-        &config,
-        &args![kernel, size, size, size, a.0, b.0, c.0],
-    )?;
-    Ok(download(&gpu, c, SIZE * SIZE))
-}
 
 /// The report of what is wrong with it, printed too: the README quotes some.
 fn fault(ptx: &str, checks: Checks, seed: u64) -> ptxsim::Fault {
-    let fault = run(ptx, checks, seed).unwrap_err();
+    let fault = run_matmul(ptx, checks, seed).unwrap_err();
     println!("{fault}\n");
     fault
 }
 
-/// The matmul with its `nth` line that contains `pattern` changed by `edit`.
-fn planted(pattern: &str, nth: usize, edit: impl Fn(&str) -> String) -> String {
-    let mut seen = 0;
-    let mut edited = false;
-    let lines = MATMUL.lines().map(|line| {
-        if line.contains(pattern) {
-            seen += 1;
-            if seen == nth + 1 {
-                edited = true;
-                return edit(line);
-            }
-        }
-        line.to_string()
-    });
-    let text = lines.collect::<Vec<String>>().join("\n");
-    assert!(edited, "the matmul has no line {nth} with `{pattern}`");
-    text
-}
-
 fn good() -> Vec<f32> {
-    run(MATMUL, Checks::none(), 0).unwrap()
+    run_matmul(MATMUL, Checks::none(), 0).unwrap()
 }
 
 #[test]
 fn the_original_is_silent_under_every_seed() {
     let good = good();
     for seed in 0..6 {
-        let result = run(MATMUL, Checks::all(), seed).unwrap_or_else(|fault| panic!("{fault}"));
+        let result =
+            run_matmul(MATMUL, Checks::all(), seed).unwrap_or_else(|fault| panic!("{fault}"));
         assert_eq!(result, good);
     }
 }
@@ -91,7 +43,7 @@ fn a_missing_barrier_is_a_race() {
 #[test]
 fn an_uninitialized_accumulator_changes_the_result() {
     let ptx = planted("0f00000000;", 0, |_| String::new());
-    assert_ne!(run(&ptx, Checks::all(), 0).unwrap(), good());
+    assert_ne!(run_matmul(&ptx, Checks::all(), 0).unwrap(), good());
 }
 
 #[test]
@@ -102,7 +54,7 @@ fn a_missing_wait_is_reported_and_changes_the_result() {
         matches!(&*fault.kind, FaultKind::BeforeWait { .. }),
         "{fault}"
     );
-    assert_ne!(run(&ptx, Checks::none(), 0).unwrap(), good());
+    assert_ne!(run_matmul(&ptx, Checks::none(), 0).unwrap(), good());
 }
 
 #[test]
@@ -120,7 +72,10 @@ fn a_wait_that_leaves_one_group_too_many_is_reported() {
 #[test]
 fn an_offset_that_is_too_large_is_out_of_bounds() {
     let ptx = planted("st.global.v2", 0, |line| {
-        line.replace(']', &format!("+{}]", SIZE * SIZE * 4 - SIZE * 2))
+        line.replace(
+            ']',
+            &format!("+{}]", MATMUL_SIZE * MATMUL_SIZE * 4 - MATMUL_SIZE * 2),
+        )
     });
     let fault = fault(&ptx, Checks::all(), 0);
     assert!(
@@ -138,7 +93,7 @@ fn swapped_fragment_registers_change_the_result() {
         format!("{}{}{}", &line[..open + 1], parts.join(","), &line[close..])
     };
     let ptx = planted("ldmatrix.sync.aligned.m8n8.x4", 0, swap);
-    assert_ne!(run(&ptx, Checks::all(), 0).unwrap(), good());
+    assert_ne!(run_matmul(&ptx, Checks::all(), 0).unwrap(), good());
 }
 
 #[test]
