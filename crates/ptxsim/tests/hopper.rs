@@ -228,8 +228,12 @@ fn tensor_copies_swizzle_fill_and_clip() {
 
 /// `A [64, 64]`, `B [16, 64]` (or `[64, 16]`) and the product of the kernel.
 fn product(name: &str, a: &[bf16], b: &[bf16], seed: u64) -> Result<Vec<f32>, Fault> {
+    product_of(HOPPER, name, a, b, seed)
+}
+
+fn product_of(ptx: &str, name: &str, a: &[bf16], b: &[bf16], seed: u64) -> Result<Vec<f32>, Fault> {
     let gpu = hopper();
-    let kernel = kernel(&gpu, HOPPER, name);
+    let kernel = kernel(&gpu, ptx, name);
     let bits = |x: &[bf16]| x.iter().map(|x| x.to_bits()).collect::<Vec<u16>>();
     let (a, b, c) = (
         upload(&gpu, &bits(a)),
@@ -273,6 +277,38 @@ proptest! {
         let c = product("wgmma_registers", a, b, seed).unwrap_or_else(|f| panic!("{f}"));
         check_product(&c, a, |k, n| b[16 * k + n])?;
     }
+}
+
+/// Registers change hands between `wgmma` and other instructions at a fence and a wait.
+#[test]
+fn registers_of_wgmma_need_a_fence_before_and_a_wait_behind() {
+    let values: Vec<bf16> = (0..64 * 80)
+        .map(|i| bf16::from_f32((i % 7) as f32))
+        .collect();
+    let (a, b) = values.split_at(64 * 64);
+    for (name, what) in [
+        ("wgmma_registers_no_fence", "without a `wgmma.fence` since"),
+        ("wgmma_no_wait", "a register that is not waited for"),
+    ] {
+        let fault = product(name, a, b, 0).expect_err(name);
+        println!("{fault}\n");
+        assert!(matches!(*fault.kind, FaultKind::Undefined(_)), "{fault}");
+        assert!(fault.to_string().contains(what), "{fault}");
+    }
+    for name in ["wgmma_registers", "wgmma_shared"] {
+        product(name, a, b, 0).unwrap_or_else(|fault| panic!("{fault}"));
+    }
+    // Before the first product, too.
+    let (before, after) = HOPPER.split_at(HOPPER.find(".entry wgmma_shared(").unwrap());
+    let ptx = format!(
+        "{before}{}",
+        after.replacen("wgmma.fence.sync.aligned;", "", 1)
+    );
+    let fault = product_of(&ptx, "wgmma_shared", a, b, 0).expect_err("no fence");
+    assert!(
+        fault.to_string().contains("without a `wgmma.fence`"),
+        "{fault}"
+    );
 }
 
 #[test]

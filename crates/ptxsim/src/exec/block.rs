@@ -246,7 +246,9 @@ impl<'l, O: Observer> Block<'l, O> {
                     Flow::Next
                 } else {
                     let site = self.site(w, pc, active);
-                    self.observer.issue(&site, instr);
+                    self.observer
+                        .issue(self.launch, &site, instr)
+                        .map_err(|violation| self.violation(&site, *violation))?;
                     self.step(w, &site, instr, forced)?
                 };
                 match flow {

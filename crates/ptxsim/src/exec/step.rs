@@ -153,7 +153,8 @@ impl<O: Observer> Block<'_, O> {
                 self.map_address(w, site, *d, *a, &rank)?;
             }
             Op::RankOfAddress { d, a } => self.rank_of_address(w, active, *d, *a),
-            Op::Nothing => {}
+            // Registers are read and written in program order: only a check asks for the fence.
+            Op::WarpgroupFence | Op::Nothing => {}
         }
         Ok(Flow::Next)
     }

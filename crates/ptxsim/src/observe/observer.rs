@@ -41,7 +41,9 @@ pub(crate) type Verdict = Result<(), Box<Violation>>;
 /// which watches nothing. Every method is empty by default, and compiles to nothing.
 pub(crate) trait Observer: Default {
     /// An instruction is about to run.
-    fn issue(&mut self, _site: &Site, _instr: &Instr) {}
+    fn issue(&mut self, _launch: &Launch<'_>, _site: &Site, _instr: &Instr) -> Verdict {
+        Ok(())
+    }
 
     /// A branch was taken by some lanes of a group and not by others.
     fn diverged(&mut self) {}

@@ -2,7 +2,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::checks::{AsyncCopies, BlockRaces, GlobalRaces, ProxyCheck, SharedRaces, Uninitialized};
+use super::checks::{
+    AsyncCopies, BlockRaces, GlobalRaces, ProxyCheck, SharedRaces, Uninitialized, Warpgroups,
+};
 use super::order::Clocks;
 use super::traffic::{Unique, bank_conflicts, sectors};
 use super::{Counters, MemoryEvent, Observer, Site, Verdict};
@@ -64,6 +66,8 @@ pub(crate) struct Watcher<'w> {
     global_races: Vec<BlockRaces>,
     /// Only where the program has instructions of the asynchronous proxy.
     proxy: Option<ProxyCheck>,
+    /// Only where it has `wgmma`.
+    warpgroups: Option<Warpgroups>,
 }
 
 impl<'w> Watcher<'w> {
@@ -87,6 +91,8 @@ impl<'w> Watcher<'w> {
                 false => Vec::new(),
             },
             proxy: proxy.then(|| ProxyCheck::new(launch)),
+            warpgroups: (checks.async_copies && launch.program.uses_warpgroups())
+                .then(|| Warpgroups::new(launch)),
         }
     }
 }
@@ -118,33 +124,14 @@ impl Drop for Watcher<'_> {
 }
 
 impl Observer for Watcher<'_> {
-    fn issue(&mut self, site: &Site, instr: &Instr) {
-        let Some(counters) = &mut self.counters else {
-            return;
-        };
-        if instr.class == Class::Step {
-            return;
+    fn issue(&mut self, launch: &Launch<'_>, site: &Site, instr: &Instr) -> Verdict {
+        if let Some(check) = &mut self.warpgroups {
+            check.issue(launch, site, instr)?;
         }
-        let lanes = u64::from(site.active.count_ones());
-        counters.instructions += 1;
-        counters.thread_instructions += lanes;
-        match instr.class {
-            Class::Integer => counters.integer_instructions += 1,
-            Class::Float => counters.float_instructions += 1,
-            Class::Matrix => counters.matrix_instructions += 1,
-            Class::Memory => counters.memory_instructions += 1,
-            Class::Control => counters.control_instructions += 1,
-            Class::Synchronization | Class::Step => {}
+        if let Some(counters) = &mut self.counters {
+            count_instruction(counters, site, instr);
         }
-        match instr.class {
-            Class::Matrix => counters.tensor_flops += u64::from(instr.flops),
-            _ => counters.flops += u64::from(instr.flops) * lanes,
-        }
-        match instr.op {
-            Op::Barrier(_) => counters.barriers += 1,
-            Op::AsyncCopy(_) => counters.async_copies += lanes,
-            _ => {}
-        }
+        Ok(())
     }
 
     fn diverged(&mut self) {
@@ -333,5 +320,31 @@ fn count(
             counters.bank_conflicts += bank_conflicts(site, event);
         }
         Space::Local | Space::Param => {}
+    }
+}
+
+fn count_instruction(counters: &mut Counters, site: &Site, instr: &Instr) {
+    if instr.class == Class::Step {
+        return;
+    }
+    let lanes = u64::from(site.active.count_ones());
+    counters.instructions += 1;
+    counters.thread_instructions += lanes;
+    match instr.class {
+        Class::Integer => counters.integer_instructions += 1,
+        Class::Float => counters.float_instructions += 1,
+        Class::Matrix => counters.matrix_instructions += 1,
+        Class::Memory => counters.memory_instructions += 1,
+        Class::Control => counters.control_instructions += 1,
+        Class::Synchronization | Class::Step => {}
+    }
+    match instr.class {
+        Class::Matrix => counters.tensor_flops += u64::from(instr.flops),
+        _ => counters.flops += u64::from(instr.flops) * lanes,
+    }
+    match instr.op {
+        Op::Barrier(_) => counters.barriers += 1,
+        Op::AsyncCopy(_) => counters.async_copies += lanes,
+        _ => {}
     }
 }

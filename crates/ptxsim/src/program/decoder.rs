@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::layout::{Packer, Symbols};
 use super::line::Line;
 use super::pressure::Mentions;
-use super::reach::{Reach, names_of};
+use super::reach::{Reach, names_of, targets_of};
 use super::types::Type;
 use super::*;
 use crate::syntax::LoadError;
@@ -53,6 +53,7 @@ pub(crate) fn decode(
         scopes: vec![Scope::default()],
         code: Vec::new(),
         origins: Vec::new(),
+        named: Vec::new(),
         current: Origin {
             at: 0,
             end: 0,
@@ -110,6 +111,7 @@ pub(crate) fn decode(
         name: function.name.into(),
         code: decoder.code,
         origins: decoder.origins,
+        named: decoder.named,
         registers: decoder.registers,
         constants: Arc::new(decoder.constants),
         params: params.into(),
@@ -133,6 +135,7 @@ pub(super) struct Decoder<'m, 'a> {
     scopes: Vec<Scope<'a>>,
     code: Vec<Instr>,
     origins: Vec<Origin>,
+    named: Vec<Vec<(Slot, bool)>>,
     current: Origin,
     registers: RegisterCounts,
     constants: Constants,
@@ -332,12 +335,22 @@ impl<'m, 'a> Decoder<'m, 'a> {
                 self.current.at = instruction.at as u32;
                 self.current.end = instruction.end as u32;
                 let pc = self.code.len() as u32;
+                let targets = targets_of(instruction);
+                let mut words = Vec::new();
                 for name in names_of(instruction) {
                     if let Some(Symbol::Register(reg)) = self.find(name) {
                         self.mentions.note(reg, pc);
+                        if let Reg::Word(slot, _) = reg {
+                            words.push((slot, targets.contains(&name)));
+                        }
                     }
                 }
                 opcodes::decode(Line::new(self, instruction)?)?;
+                // An instruction that takes several steps does its work in the last.
+                self.named.resize(self.code.len(), Vec::new());
+                if let Some(named) = self.named.last_mut() {
+                    *named = words;
+                }
             }
         }
         Ok(())

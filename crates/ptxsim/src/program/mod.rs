@@ -78,6 +78,8 @@ pub(crate) struct Program {
     pub name: Arc<str>,
     pub code: Vec<Instr>,
     pub origins: Vec<Origin>,
+    /// The 32-bit registers that each instruction of the text names, and whether it writes them.
+    named: Vec<Vec<(Slot, bool)>>,
     pub registers: RegisterCounts,
     pub constants: Arc<Constants>,
     pub params: Arc<[Param]>,
@@ -111,6 +113,16 @@ impl Program {
     pub fn uses_async_proxy(&self) -> bool {
         let reads = |instr: &Instr| matches!(instr.op, Op::BulkCopy(_) | Op::WarpgroupMultiply(_));
         self.code.iter().any(reads)
+    }
+
+    pub fn uses_warpgroups(&self) -> bool {
+        let multiplies = |instr: &Instr| matches!(instr.op, Op::WarpgroupMultiply(_));
+        self.code.iter().any(multiplies)
+    }
+
+    /// The 32-bit registers that an instruction names, and whether it writes them.
+    pub fn named(&self, pc: u32) -> &[(Slot, bool)] {
+        self.named.get(pc as usize).map_or(&[], Vec::as_slice)
     }
 
     /// The place of instruction `pc`.

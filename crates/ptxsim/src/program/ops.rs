@@ -346,6 +346,7 @@ pub(crate) enum Op {
         pending: u32,
     },
     WarpgroupMultiply(Box<WarpgroupMultiply>),
+    WarpgroupFence,
     WarpgroupCommit,
     WarpgroupWait {
         pending: u32,

@@ -71,6 +71,17 @@ pub(super) fn names_of<'a>(instruction: &Instruction<'a>) -> Vec<&'a str> {
     names
 }
 
+/// The names of what an instruction writes: its first operand, if that is not an address.
+pub(super) fn targets_of<'a>(instruction: &Instruction<'a>) -> Vec<&'a str> {
+    let mut names = Vec::new();
+    if let Some((_, first)) = instruction.operands.first()
+        && !matches!(first, Operand::Address { .. })
+    {
+        mention(first, &mut names);
+    }
+    names
+}
+
 fn mention<'a>(operand: &Operand<'a>, names: &mut Vec<&'a str>) {
     match operand {
         Operand::Name(name) | Operand::Sum(name, _) | Operand::Not(name) => names.push(name),

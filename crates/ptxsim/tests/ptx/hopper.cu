@@ -119,6 +119,7 @@ __device__ void multiply(const uint4 *a, const uint4 *b, float *c) {
                 int row = 16 * warp + lane / 4 + 8 * (i % 2), word = 8 * k + lane % 4 + 4 * (i / 2);
                 fragment[i] = ((const uint32_t *)a)[32 * row + word];
             }
+            wgmma_fence();
             wgmma_m64n16k16_registers(d, fragment, b_k, k > 0);
         } else {
             wgmma_m64n16k16(d, descriptor((char *)a_tile + 32 * k, 0, 1024, 1), b_k, k > 0);
@@ -137,7 +138,7 @@ extern "C" __global__ void wgmma_no_fence(const uint4 *a, const uint4 *b, float 
 extern "C" __global__ void wgmma_no_wait(const uint4 *a, const uint4 *b, float *c) { multiply<no_wait, false>(a, b, c); }
 
 // With B by n (not transposed in memory): B[64, 16], 32-byte rows; and A from registers.
-extern "C" __global__ void wgmma_registers(const uint4 *a, const uint4 *b, float *c) {
+template <Defect defect> __device__ void multiply_registers(const uint4 *a, const uint4 *b, float *c) {
     __shared__ alignas(1024) uint4 b_tile[64 * 2];
     // N-major with a 32-byte swizzle: rows of k, 16 n each.
     for (int i = threadIdx.x; i < 64 * 2; i += 128) b_tile[i ^ (i / 8 % 2)] = b[i];
@@ -152,6 +153,7 @@ extern "C" __global__ void wgmma_registers(const uint4 *a, const uint4 *b, float
             int row = 16 * warp + lane / 4 + 8 * (i % 2), word = 8 * k + lane % 4 + 4 * (i / 2);
             fragment[i] = ((const uint32_t *)a)[32 * row + word];
         }
+        if (defect != no_fence) wgmma_fence();
         wgmma_m64n16k16_registers(d, fragment, descriptor(b_tile + 32 * k, 0, 256, 3), k > 0);
     }
     wgmma_commit();
@@ -160,6 +162,11 @@ extern "C" __global__ void wgmma_registers(const uint4 *a, const uint4 *b, float
         int row = 16 * warp + lane / 4 + 8 * (i / 2 % 2), column = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
         c[16 * row + column] = d[i];
     }
+}
+
+extern "C" __global__ void wgmma_registers(const uint4 *a, const uint4 *b, float *c) { multiply_registers<none>(a, b, c); }
+extern "C" __global__ void wgmma_registers_no_fence(const uint4 *a, const uint4 *b, float *c) {
+    multiply_registers<no_fence>(a, b, c);
 }
 
 // ---- a producer warp and a consumer warpgroup over a ring of two buffers ----

@@ -6,12 +6,14 @@ mod global_race;
 mod proxy;
 mod shared_race;
 mod uninitialized;
+mod warpgroup;
 
 pub(super) use async_copy::AsyncCopies;
 pub(super) use global_race::{BlockRaces, GlobalRaces};
 pub(super) use proxy::ProxyCheck;
 pub(super) use shared_race::SharedRaces;
 pub(super) use uninitialized::Uninitialized;
+pub(super) use warpgroup::Warpgroups;
 
 use super::{MemoryEvent, Violation};
 use crate::exec::{Launch, lanes, owner};

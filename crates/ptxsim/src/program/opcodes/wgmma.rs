@@ -18,8 +18,7 @@ pub(super) fn decode(line: &mut Line<'_, '_, '_>) -> Decoded<()> {
     }
     match operation {
         Some(0) => multiply(line),
-        // Registers are read and written in program order here: nothing to wait for.
-        Some(1) => line.emit(Op::Nothing, Class::Synchronization, 0),
+        Some(1) => line.emit(Op::WarpgroupFence, Class::Synchronization, 0),
         Some(2) => line.emit(Op::WarpgroupCommit, Class::Synchronization, 0),
         Some(_) => {
             let Operand::Int(pending) = line.operand(0)? else {
