@@ -208,3 +208,25 @@ struct AdamWStep {
     // 0: not clipped.
     float max_grad_norm;
 };
+
+// ---- attention ----
+
+// One call of attention.
+struct AttentionShape {
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t head_dim;
+    // Queries of all sequences.
+    uint32_t tokens;
+    // A query sees this many keys, the one at its own position being the last.
+    uint32_t window;
+    float scale;
+    // Blocks that share the keys of one tile of queries.
+    uint32_t splits;
+    // Whether every head of every tensor starts at a multiple of 16 bytes.
+    uint32_t aligned;
+};
+
+// Threads per block of attention_*, and of attention_merge_*.
+constexpr uint32_t ATTENTION_THREADS = 128;
+constexpr uint32_t ATTENTION_MERGE_THREADS = 256;

@@ -25,6 +25,8 @@ pub mod abi {
     // SAFETY: plain C structs of numbers, laid out by bindgen as the kernels' compiler lays them.
     unsafe impl DeviceRepr for AdamWStep {}
     // SAFETY: as above.
+    unsafe impl DeviceRepr for AttentionShape {}
+    // SAFETY: as above.
     unsafe impl DeviceRepr for EmbeddingShape {}
     // SAFETY: as above.
     unsafe impl DeviceRepr for LoraPass {}
@@ -93,6 +95,7 @@ pub mod modules {
 }
 
 pub mod activation;
+pub mod attention;
 pub mod elementwise;
 pub mod embedding;
 pub mod lora_linear;

@@ -1,6 +1,8 @@
 //! The device that this process tests on.
 
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
+use cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, ValidAsZeroBits,
+};
 use fuselora_kernels::{Kernels, Operand, OperandMut, Stored};
 use ptxsim::Checks;
 use ptxsim_driver::Simulator;
@@ -64,12 +66,15 @@ impl Device {
     }
 
     /// A buffer as a launcher takes it, to read.
-    pub fn operand<'a, T: Stored>(&'a self, values: &'a CudaSlice<T>) -> Operand<'a> {
+    pub fn operand<'a, T: Stored>(&'a self, values: &'a impl DevicePtr<T>) -> Operand<'a> {
         Operand::of(values, &self.stream)
     }
 
     /// A buffer as a launcher takes it, to write.
-    pub fn operand_mut<'a, T: Stored>(&'a self, values: &'a mut CudaSlice<T>) -> OperandMut<'a> {
+    pub fn operand_mut<'a, T: Stored>(
+        &'a self,
+        values: &'a mut impl DevicePtrMut<T>,
+    ) -> OperandMut<'a> {
         OperandMut::of(values, &self.stream)
     }
 

@@ -6,6 +6,7 @@
 #![cfg(feature = "cuda")]
 
 mod activation;
+mod attention;
 mod device;
 mod elementwise;
 mod embedding;
@@ -26,6 +27,7 @@ use std::process::Command;
 fn every_kernel_is_tested() {
     let families = [
         activation::KERNELS,
+        attention::KERNELS,
         elementwise::KERNELS,
         embedding::KERNELS,
         lora_linear::KERNELS,

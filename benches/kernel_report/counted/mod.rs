@@ -13,6 +13,7 @@ macro_rules! by_storage {
 }
 
 mod activation;
+mod attention;
 mod elementwise;
 mod embedding;
 mod lora_linear;
@@ -25,7 +26,9 @@ mod rope;
 
 use crate::table;
 use anyhow::{Context, Result};
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
+use cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, ValidAsZeroBits,
+};
 use fuselora_kernels::{Kernels, Operand, OperandMut, Stored};
 use ptxsim::{Checks, Counters, Profile};
 use std::sync::Arc;
@@ -47,8 +50,9 @@ struct Device {
 /// nothing where the kernel is of another family.
 type Launch = fn(&Device, kernel: &str, shape: Option<&[u64]>) -> Result<Option<Vec<u64>>>;
 
-const FAMILIES: [Launch; 10] = [
+const FAMILIES: [Launch; 11] = [
     activation::launch,
+    attention::launch,
     elementwise::launch,
     embedding::launch,
     lora_linear::launch,
@@ -114,11 +118,14 @@ impl Device {
         Ok(self.stream.alloc_zeros(usize::try_from(count)?)?)
     }
 
-    fn operand<'a, T: Stored>(&'a self, values: &'a CudaSlice<T>) -> Operand<'a> {
+    fn operand<'a, T: Stored>(&'a self, values: &'a impl DevicePtr<T>) -> Operand<'a> {
         Operand::of(values, &self.stream)
     }
 
-    fn operand_mut<'a, T: Stored>(&'a self, values: &'a mut CudaSlice<T>) -> OperandMut<'a> {
+    fn operand_mut<'a, T: Stored>(
+        &'a self,
+        values: &'a mut impl DevicePtrMut<T>,
+    ) -> OperandMut<'a> {
         OperandMut::of(values, &self.stream)
     }
 }
