@@ -3,6 +3,7 @@
 //! A [`DecoderConfig`] is the mathematics of a model and nothing else. Each family in
 //! [`crate::families`] turns its own `config.json` into one; the layers read only this.
 
+use fuselora_tensor::ops::gelu::GeluKind;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -26,16 +27,59 @@ pub struct DecoderConfig {
     pub head_dim: usize,
     /// Longest position the checkpoint was trained for.
     pub max_position_embeddings: usize,
-    /// Epsilon of every RMSNorm (Zhang and Sennrich 2019).
-    pub rms_norm_eps: f32,
+    /// Which normalisation stands before attention, MLP and head.
+    pub norm: NormKind,
+    /// Epsilon of every normalisation.
+    pub norm_eps: f32,
+    /// Whether each head's queries and keys pass an RMSNorm of their own (Henry et al. 2020).
+    pub qk_norm: bool,
+    /// What the MLP computes.
+    pub mlp: MlpKind,
     /// Which projections have a bias.
     pub biases: Biases,
-    /// Rotary positions of queries and keys, NeoX halves (Su et al. 2021).
-    pub rope: Rope,
+    /// How tokens know where they stand.
+    pub positions: Positions,
     /// A query sees this many most recent keys, itself included; `None` is all.
     pub sliding_window: Option<usize>,
     /// Whether the head is the embedding table.
     pub tie_word_embeddings: bool,
+}
+
+/// A normalisation over the hidden dimension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// RMSNorm (Zhang and Sennrich 2019), a weight alone.
+    Rms,
+    /// Layer normalisation (Ba, Kiros and Hinton 2016), weight and bias.
+    Layer,
+}
+
+/// An MLP's form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MlpKind {
+    /// `down(silu(gate(x)) * up(x))` (Shazeer 2020).
+    SwiGlu,
+    /// `down(gelu(up(x)))` (Hendrycks and Gimpel 2016).
+    Gelu(GeluKind),
+}
+
+impl MlpKind {
+    /// Matrices of hidden by intermediate size.
+    pub fn matrices(self) -> usize {
+        match self {
+            MlpKind::SwiGlu => 3,
+            MlpKind::Gelu(_) => 2,
+        }
+    }
+}
+
+/// Positions of tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Positions {
+    /// Queries and keys are turned, NeoX halves (Su et al. 2021).
+    Rotary(Rope),
+    /// A table of `max_position_embeddings` trained vectors is added to the embedding.
+    Learned,
 }
 
 /// Which projections of a block add a bias.
@@ -68,6 +112,14 @@ pub enum RopeScaling {
         /// The divisor.
         factor: f64,
     },
+    /// The base grows with the row once it is longer than in training (`dynamic`, "NTK-aware"): every
+    /// frequency depends on the length of the longest row of a batch.
+    Dynamic {
+        /// How fast the base grows.
+        factor: f64,
+        /// Positions of training.
+        max_position_embeddings: usize,
+    },
     /// Llama 3's rule: low frequencies divided, high ones kept, a smooth ramp between.
     Llama3 {
         /// Divisor of the low frequencies.
@@ -84,12 +136,24 @@ pub enum RopeScaling {
 }
 
 impl Rope {
-    /// `rotary_dim / 2` angular frequencies, as transformers' `modeling_rope_utils` computes them.
-    pub fn inv_freq(&self, rotary_dim: usize) -> Vec<f64> {
-        let plain =
-            (0..rotary_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / rotary_dim as f64));
+    /// `rotary_dim / 2` angular frequencies for rows of up to `seqlen` tokens, as transformers'
+    /// `modeling_rope_utils` computes them.
+    pub fn inv_freq(&self, rotary_dim: usize, seqlen: usize) -> Vec<f64> {
+        let dim = rotary_dim as f64;
+        let geometric = |theta: f64| {
+            (0..rotary_dim / 2).map(move |i| theta.powf(-2.0 * i as f64 / rotary_dim as f64))
+        };
+        let plain = geometric(self.theta);
         match &self.scaling {
             RopeScaling::None => plain.collect(),
+            RopeScaling::Dynamic {
+                factor,
+                max_position_embeddings: trained,
+            } => {
+                let stretch = seqlen.max(*trained) as f64 / *trained as f64;
+                let growth = (factor * stretch - (factor - 1.0)).powf(dim / (dim - 2.0));
+                geometric(self.theta * growth).collect()
+            }
             RopeScaling::Linear { factor } => plain.map(|f| f / factor).collect(),
             RopeScaling::Factors(factors) => {
                 plain.zip(factors).map(|(f, factor)| f / factor).collect()
@@ -199,6 +263,17 @@ impl<'a> ConfigJson<'a> {
         Ok(())
     }
 
+    /// Fails where `layer_types` has a layer of another kind than `kind`.
+    pub fn require_layer_types(&self, kind: &str) -> Result<()> {
+        let types = self.get("layer_types").and_then(Value::as_array);
+        match types.into_iter().flatten().find(|found| **found != kind) {
+            None => Ok(()),
+            Some(other) => Err(Error::config(format!(
+                "`layer_types` has {other}; only layers of \"{kind}\" are supported for this model"
+            ))),
+        }
+    }
+
     /// Rotary parameters, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`.
     pub fn rope(&self) -> Result<Rope> {
         let parameters = self
@@ -229,6 +304,10 @@ impl<'a> ConfigJson<'a> {
             "linear" => RopeScaling::Linear {
                 factor: positive("factor")?,
             },
+            "dynamic" => RopeScaling::Dynamic {
+                factor: positive("factor")?,
+                max_position_embeddings: self.size_or("max_position_embeddings", Some(2048))?,
+            },
             "llama3" => RopeScaling::Llama3 {
                 factor: positive("factor")?,
                 low_freq_factor: positive("low_freq_factor")?,
@@ -252,7 +331,7 @@ impl<'a> ConfigJson<'a> {
             ),
             other => {
                 return Err(Error::config(format!(
-                    "`rope_type` is \"{other}\", which is not supported; supported: default, linear, llama3"
+                    "`rope_type` is \"{other}\", which is not supported; supported: default, dynamic, linear, llama3"
                 )));
             }
         };
@@ -276,13 +355,22 @@ impl DecoderConfig {
                 self.num_heads, self.num_kv_heads
             )));
         }
+        let Positions::Rotary(rope) = &self.positions else {
+            return Ok(self);
+        };
         if !self.head_dim.is_multiple_of(2) {
             return Err(Error::config(format!(
                 "`head_dim` ({}) must be even for rotary positions",
                 self.head_dim
             )));
         }
-        if let RopeScaling::Factors(factors) = &self.rope.scaling
+        if matches!(rope.scaling, RopeScaling::Dynamic { .. }) && self.head_dim <= 2 {
+            return Err(Error::config(format!(
+                "`head_dim` ({}) must be above 2 for dynamic rotary positions",
+                self.head_dim
+            )));
+        }
+        if let RopeScaling::Factors(factors) = &rope.scaling
             && factors.len() != self.head_dim / 2
         {
             return Err(Error::config(format!(

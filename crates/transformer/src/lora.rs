@@ -1,9 +1,11 @@
 //! The low-rank pairs of a model, by projection, and their gradients.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
-use fuselora_tensor::ops::lora_linear::{Dropout, Gradients, Lora as Operand};
-use fuselora_tensor::{DType, Tensor};
+use fuselora_tensor::ops::dora;
+use fuselora_tensor::ops::lora_linear::{Dropout, Lora as Operand};
+use fuselora_tensor::{Tensor, Weight};
 
 use crate::adapter::{Adapter, AdapterConfig, LinearModule, LoraWeights};
 use crate::error::{Error, Result};
@@ -20,6 +22,16 @@ pub struct Lora {
 struct Pair {
     module: String,
     weights: LoraWeights,
+    /// Computed from the weights when a pass first needs it, and again after they change.
+    direction: OnceLock<Direction>,
+}
+
+/// What DoRA multiplies the outputs of a module by.
+pub(crate) struct Direction {
+    /// Row norms of the adapted weight, `[out_features]`.
+    pub norm: Tensor,
+    /// `magnitude / norm`, `[out_features]`.
+    pub gain: Tensor,
 }
 
 impl Lora {
@@ -32,7 +44,11 @@ impl Lora {
             .iter()
             .map(|linear| {
                 let (module, weights) = adapter.modules.remove_entry(&linear.name)?;
-                Some(Pair { module, weights })
+                Some(Pair {
+                    module,
+                    weights,
+                    direction: OnceLock::new(),
+                })
             })
             .collect();
         match adapter.modules.keys().next() {
@@ -69,68 +85,47 @@ impl Lora {
         Some(&self.pairs.get(index)?.as_ref()?.weights)
     }
 
-    /// Every pair with its module's path, in the model's order.
-    pub fn pairs(&self) -> impl Iterator<Item = (&str, &LoraWeights)> {
+    /// Number of adapted modules.
+    pub fn module_count(&self) -> usize {
+        self.pairs.iter().flatten().count()
+    }
+
+    /// Every trained tensor by PEFT's name, module by module in the model's order.
+    pub fn parameters(&self) -> impl Iterator<Item = (String, &Tensor)> {
         self.pairs
             .iter()
             .flatten()
-            .map(|pair| (pair.module.as_str(), &pair.weights))
+            .flat_map(|pair| pair.weights.named_tensors(&pair.module))
     }
 
-    /// Every pair, to be updated by an optimizer, in the order of [`Lora::pairs`].
-    pub fn pairs_mut(&mut self) -> impl Iterator<Item = &mut LoraWeights> {
-        self.pairs
-            .iter_mut()
-            .flatten()
-            .map(|pair| &mut pair.weights)
+    /// Every trained tensor, to be updated by an optimizer, in the order of [`Lora::parameters`].
+    pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.pairs.iter_mut().flatten().flat_map(|pair| {
+            pair.direction = OnceLock::new();
+            pair.weights.tensors_mut()
+        })
     }
 
     /// Number of trained parameters.
     pub fn parameter_count(&self) -> usize {
-        self.pairs()
-            .map(|(_, pair)| pair.a.element_count() + pair.b.element_count())
+        self.parameters()
+            .map(|(_, tensor)| tensor.element_count())
             .sum()
     }
 }
 
 /// Gradients of a [`Lora`], accumulated over the micro-batches of an optimizer step.
 pub struct LoraGradients {
-    pairs: Vec<Option<PairGradient>>,
-}
-
-/// Gradients of one pair, F32, in the shapes of its parameters.
-pub struct PairGradient {
-    /// `[rank, in_features]`.
-    pub a: Tensor,
-    /// `[out_features, rank]`.
-    pub b: Tensor,
-}
-
-impl PairGradient {
-    pub(crate) fn operand(&mut self) -> Gradients<'_> {
-        Gradients {
-            a: &mut self.a,
-            b: &mut self.b,
-        }
-    }
+    pairs: Vec<Option<LoraWeights>>,
 }
 
 impl LoraGradients {
     /// Zeros in the shapes of `lora`.
     pub fn zeros(lora: &Lora) -> Result<LoraGradients> {
-        let zeros = |t: &Tensor| Tensor::zeros(t.device(), t.shape(), DType::F32);
         let pairs = lora
             .pairs
             .iter()
-            .map(|pair| {
-                let Some(Pair { weights, .. }) = pair else {
-                    return Ok(None);
-                };
-                Ok(Some(PairGradient {
-                    a: zeros(&weights.a)?,
-                    b: zeros(&weights.b)?,
-                }))
-            })
+            .map(|pair| pair.as_ref().map(|pair| pair.weights.zeros()).transpose())
             .collect::<Result<_>>()?;
         Ok(LoraGradients { pairs })
     }
@@ -138,23 +133,24 @@ impl LoraGradients {
     /// Back to zero for the next optimizer step.
     pub fn clear(&mut self) -> Result<()> {
         for gradient in self.pairs.iter_mut().flatten() {
-            gradient.a.fill_zero()?;
-            gradient.b.fill_zero()?;
+            for tensor in gradient.tensors_mut() {
+                tensor.fill_zero()?;
+            }
         }
         Ok(())
     }
 
-    /// Every gradient, in the same order as [`Lora::pairs`].
-    pub fn iter(&self) -> impl Iterator<Item = &PairGradient> {
-        self.pairs.iter().flatten()
+    /// Every gradient, in the order of [`Lora::parameters`].
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.pairs.iter().flatten().flat_map(LoraWeights::tensors)
     }
 
     /// Takes one projection's gradients out while its backward pass adds to them.
-    pub(crate) fn take(&mut self, index: usize) -> Option<PairGradient> {
+    pub(crate) fn take(&mut self, index: usize) -> Option<LoraWeights> {
         self.pairs.get_mut(index).and_then(Option::take)
     }
 
-    pub(crate) fn put(&mut self, index: usize, gradient: Option<PairGradient>) {
+    pub(crate) fn put(&mut self, index: usize, gradient: Option<LoraWeights>) {
         if let Some(slot) = self.pairs.get_mut(index) {
             *slot = gradient;
         }
@@ -198,6 +194,34 @@ impl<'a> Pass<'a> {
             scaling: pair.scaling,
             dropout,
         })
+    }
+
+    /// What DoRA needs of projection `index`, which holds `weight`; nothing where it is plain LoRA.
+    pub(crate) fn direction(&self, index: usize, weight: &Weight) -> Result<Option<&'a Direction>> {
+        let Some(lora) = self.lora else {
+            return Ok(None);
+        };
+        let Some(Some(pair)) = lora.pairs.get(index) else {
+            return Ok(None);
+        };
+        let LoraWeights {
+            a,
+            b,
+            scaling,
+            magnitude: Some(magnitude),
+            ..
+        } = &pair.weights
+        else {
+            return Ok(None);
+        };
+        if let Some(direction) = pair.direction.get() {
+            return Ok(Some(direction));
+        }
+        let norm = dora::weight_norm(weight, a, b, *scaling)?;
+        let gain = dora::gain(magnitude, &norm)?;
+        Ok(Some(
+            pair.direction.get_or_init(|| Direction { norm, gain }),
+        ))
     }
 
     /// Fails with the operation's name where tracing finds that its result is not finite.

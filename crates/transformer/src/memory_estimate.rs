@@ -1,7 +1,7 @@
 //! How much memory training takes, part by part, before it starts.
 
 use crate::adapter::Target;
-use crate::config::DecoderConfig;
+use crate::config::{DecoderConfig, NormKind};
 
 /// What a training run holds at its peak, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -50,22 +50,36 @@ impl MemoryEstimate {
         let q_width = (config.num_heads * config.head_dim) as u64;
         let kv_width = (config.num_kv_heads * config.head_dim) as u64;
 
-        let block_matrices = hidden * (2 * q_width + 2 * kv_width + 3 * inner);
+        let block_matrices =
+            hidden * (2 * q_width + 2 * kv_width + config.mlp.matrices() as u64 * inner);
         let tables = if config.tie_word_embeddings { 1 } else { 2 };
         let weights = (layers * block_matrices + tables * vocab * hidden)
             * shape.weight_bytes as u64
             + (2 * layers + 1) * hidden * f32_bytes;
 
-        let parameters: u64 = targets
+        let parameters: u64 = targets.iter().map(|t| t.parameter_count() as u64).sum();
+        // DoRA keeps each output before its magnitudes too.
+        let directions: u64 = targets
             .iter()
-            .map(|t| (t.rank * (t.in_features + t.out_features)) as u64)
+            .filter(|t| t.use_dora)
+            .map(|t| t.out_features as u64)
             .sum();
         let ranks: u64 = targets.iter().map(|t| t.rank as u64).sum();
 
-        // Two residual sums, q, k, v, the attention's output, gate and up; statistics; low-rank activations.
-        let per_token =
-            2 * hidden + 2 * q_width + 2 * kv_width + 2 * inner + config.num_heads as u64 + 2;
-        let block = per_token * tokens + ranks * tokens / layers.max(1);
+        // Two residual sums, q, k, v, the attention's output, the MLP's inner projections; statistics;
+        // low-rank activations.
+        let inner_kept = (config.mlp.matrices() as u64 - 1) * inner;
+        let statistics = match config.norm {
+            NormKind::Rms => 2,
+            NormKind::Layer => 4,
+        };
+        let per_token = 2 * hidden
+            + 2 * q_width
+            + 2 * kv_width
+            + inner_kept
+            + config.num_heads as u64
+            + statistics;
+        let block = per_token * tokens + (ranks + directions) * tokens / layers.max(1);
         let kept = if shape.gradient_checkpointing {
             layers * hidden * tokens + block
         } else {
@@ -74,7 +88,9 @@ impl MemoryEstimate {
 
         // Backward through the MLP: two gradients in place of gate and up, the activation's gradient, the
         // normed input and two residual gradients. The head: logits, and its rows in and out.
-        let mlp = tokens * (inner + 4 * hidden);
+        // With DoRA, two gradients before the magnitudes outlive the activation's.
+        let inner_gradients = if directions > 0 { 2 } else { 1 };
+        let mlp = tokens * (inner_gradients * inner + 4 * hidden);
         let attention = tokens * (3 * q_width + 2 * kv_width + 3 * hidden);
         let rows = tokens.min(HEAD_ROWS as u64);
         let head = rows * (vocab + 6 * hidden) + tokens * hidden;

@@ -1,9 +1,10 @@
-//! Folding an adapter into its base: `W + scaling·B·A`, as PEFT's `merge_and_unload` does.
+//! Folding an adapter into its base: `W + scaling·B·A`, and with DoRA `gain ∘ (W + scaling·B·A)`, as PEFT's
+//! `merge_and_unload` does.
 
 use std::fs;
 use std::path::Path;
 
-use fuselora_tensor::ops::lora_linear;
+use fuselora_tensor::ops::{dora, lora_linear};
 use fuselora_tensor::{DType, Device, Weight};
 
 use crate::adapter::{Adapter, LoraWeights};
@@ -14,6 +15,7 @@ use crate::checkpoint::{
 use crate::convert;
 use crate::error::{Error, Result};
 use crate::families;
+use crate::model::transpose;
 
 /// What a folder carries besides its weights and configuration, for its tokenizer and generation.
 const COMPANIONS: [&str; 10] = [
@@ -43,7 +45,8 @@ pub fn merge_adapter(
     folder: &Path,
     dtype: Option<DType>,
 ) -> Result<()> {
-    let (_, config) = families::read_config(checkpoint.config())?;
+    let (family, config) = families::read_config(checkpoint.config())?;
+    let layout = family.layout;
     if config.tie_word_embeddings && adapter.modules.contains_key("lm_head") {
         return Err(Error::Adapter(
             "it adapts `lm_head`, which this model shares with its embedding, so it cannot be merged; use it unmerged".into(),
@@ -73,21 +76,40 @@ pub fn merge_adapter(
             None => copy_companions(checkpoint, dtype, folder)?,
         }
         write_weights(folder, &specs, SHARD_BYTES, |spec| {
-            match spec
-                .name
-                .strip_suffix(".weight")
-                .and_then(|module| adapter.modules.get(module))
-            {
-                Some(lora) => merged(checkpoint, spec, lora),
+            let name = layout.full_name(&spec.name);
+            let adapted = name.strip_suffix(".weight").and_then(|module| {
+                Some((adapter.modules.get(module)?, layout.is_transposed(module)))
+            });
+            match adapted {
+                Some((lora, transposed)) => merged(checkpoint, spec, lora, transposed),
                 None => checkpoint.tensor_bytes(&spec.name, spec.dtype),
             }
         })
     })
 }
 
-fn merged(checkpoint: &Checkpoint, spec: &TensorSpec, lora: &LoraWeights) -> Result<Vec<u8>> {
-    let weight = Weight::Dense(checkpoint.load(&spec.name, &Device::cpu(), DType::F32)?);
-    let merged = lora_linear::merge(&weight, &lora.a, &lora.b, lora.scaling)?;
+fn merged(
+    checkpoint: &Checkpoint,
+    spec: &TensorSpec,
+    lora: &LoraWeights,
+    transposed: bool,
+) -> Result<Vec<u8>> {
+    let stored = checkpoint.load(&spec.name, &Device::cpu(), DType::F32)?;
+    let weight = Weight::Dense(if transposed {
+        transpose(&stored)?
+    } else {
+        stored
+    });
+    let mut merged = lora_linear::merge(&weight, &lora.a, &lora.b, lora.scaling)?;
+    if let Some(magnitude) = &lora.magnitude {
+        let norm = dora::weight_norm(&weight, &lora.a, &lora.b, lora.scaling)?;
+        dora::scale_rows(&mut merged, &dora::gain(magnitude, &norm)?)?;
+    }
+    let merged = if transposed {
+        transpose(&merged)?
+    } else {
+        merged
+    };
     Ok(merged.cast(spec.dtype)?.to_bytes()?)
 }
 

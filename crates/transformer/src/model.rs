@@ -4,20 +4,20 @@ use std::sync::{Arc, RwLock};
 
 use fuselora_tensor::ops::attention::{AttentionConfig, Rows};
 use fuselora_tensor::ops::rope::RopeTable;
-use fuselora_tensor::ops::{cross_entropy, gather};
+use fuselora_tensor::ops::{cross_entropy, elementwise, gather};
 use fuselora_tensor::{DType, Device, Shape, Tensor, Weight};
 
 use crate::adapter::LinearModule;
 use crate::batch::Batch;
 use crate::checkpoint::Checkpoint;
-use crate::config::DecoderConfig;
+use crate::config::{DecoderConfig, MlpKind, NormKind, Positions, RopeScaling};
 use crate::error::{Error, Result};
-use crate::families;
-use crate::layers::attention::{Attention, KvCache, Place};
+use crate::families::{self, AttentionNames, Family, Layout, OUTPUT_HEAD};
+use crate::layers::attention::{Attention, KvCache, Place, Qkv};
 use crate::layers::block::{Block, Residual, Saved};
 use crate::layers::linear::{self, Linear};
-use crate::layers::mlp::Mlp;
-use crate::layers::norm::Norm;
+use crate::layers::mlp::{Inner, Mlp};
+use crate::layers::norm::{Norm, Statistics};
 use crate::lora::{LoraGradients, Pass};
 
 /// A frozen model on a device.
@@ -25,11 +25,12 @@ pub struct Model {
     config: DecoderConfig,
     device: Device,
     embedding: Arc<Weight>,
+    learned_positions: Option<Arc<Weight>>,
     blocks: Vec<Block>,
     norm: Norm,
     head: Linear,
     linears: Vec<LinearModule>,
-    rope: RwLock<Arc<RopeTable>>,
+    rope: RwLock<Option<Arc<RopeTable>>>,
 }
 
 /// How a training pass treats memory.
@@ -41,6 +42,8 @@ pub struct TrainingOptions {
 
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
+    layout: &'static Layout,
+    config: &'a DecoderConfig,
     device: &'a Device,
     dtype: DType,
     linears: Vec<LinearModule>,
@@ -48,6 +51,7 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let name = self.layout.stored_name(self.checkpoint, name);
         let stored = &self.checkpoint.info(name)?.shape;
         if stored[..] != *shape {
             return Err(Error::TensorShape {
@@ -59,16 +63,27 @@ impl Loader<'_> {
         self.checkpoint.load(name, self.device, dtype)
     }
 
-    fn weight(&self, name: &str, shape: [usize; 2]) -> Result<Arc<Weight>> {
-        Ok(Arc::new(Weight::Dense(
-            self.tensor(name, &shape, self.dtype)?,
-        )))
+    /// The matrix of `module`, `[out, in]` however it is stored.
+    fn weight(&self, module: &str, shape: [usize; 2]) -> Result<Arc<Weight>> {
+        let name = format!("{module}.weight");
+        let stored = if self.layout.is_transposed(module) {
+            let [rows, columns] = shape;
+            transpose(&self.tensor(&name, &[columns, rows], self.dtype)?)?
+        } else {
+            self.tensor(&name, &shape, self.dtype)?
+        };
+        Ok(Arc::new(Weight::Dense(stored)))
     }
 
-    fn norm(&self, name: &str, width: usize, eps: f32) -> Result<Norm> {
+    fn norm(&self, name: &str, width: usize) -> Result<Norm> {
+        let bias = || self.tensor(&format!("{name}.bias"), &[width], DType::F32);
         Ok(Norm {
             weight: self.tensor(&format!("{name}.weight"), &[width], DType::F32)?,
-            eps,
+            bias: match self.config.norm {
+                NormKind::Rms => None,
+                NormKind::Layer => Some(bias()?),
+            },
+            eps: self.config.norm_eps,
         })
     }
 
@@ -76,7 +91,7 @@ impl Loader<'_> {
     fn linear(&self, name: String, bias: bool) -> Result<Linear> {
         let (index, module) = self.module(&name)?;
         let (out_features, in_features) = (module.out_features, module.in_features);
-        let weight = self.weight(&format!("{name}.weight"), [out_features, in_features])?;
+        let weight = self.weight(&name, [out_features, in_features])?;
         let bias = bias
             .then(|| self.tensor(&format!("{name}.bias"), &[out_features], DType::F32))
             .transpose()?;
@@ -95,17 +110,33 @@ impl Loader<'_> {
             .ok_or_else(|| Error::Input(format!("the model has no projection `{name}`")))
     }
 
-    fn block(&self, layer: usize, config: &DecoderConfig) -> Result<Block> {
+    fn block(&self, layer: usize) -> Result<Block> {
+        let (config, layout) = (self.config, self.layout);
         let biases = config.biases;
-        let norm = |name: &str| self.norm(name, config.hidden_size, config.rms_norm_eps);
-        let at = |part: &str| format!("model.layers.{layer}.{part}");
+        let norm = |part: &str| self.norm(&layout.block(layer, part), config.hidden_size);
+        let linear = |part: &str, bias: bool| self.linear(layout.block(layer, part), bias);
+        let head_norm = |part: &str| self.norm(&layout.block(layer, part), config.head_dim);
+        let up = linear(layout.mlp.up, biases.mlp)?;
         Ok(Block {
-            input_norm: norm(&at("input_layernorm"))?,
+            input_norm: norm(layout.input_norm)?,
             attention: Attention {
-                q_proj: self.linear(at("self_attn.q_proj"), biases.qkv)?,
-                k_proj: self.linear(at("self_attn.k_proj"), biases.qkv)?,
-                v_proj: self.linear(at("self_attn.v_proj"), biases.qkv)?,
-                o_proj: self.linear(at("self_attn.o_proj"), biases.output)?,
+                qkv: match layout.attention {
+                    AttentionNames::Split([q, k, v]) => Qkv::Split(Box::new([
+                        linear(q, biases.qkv)?,
+                        linear(k, biases.qkv)?,
+                        linear(v, biases.qkv)?,
+                    ])),
+                    AttentionNames::Fused(name) => Qkv::Fused(linear(name, biases.qkv)?),
+                },
+                qk_norm: if config.qk_norm {
+                    Some([
+                        head_norm("self_attn.q_norm")?,
+                        head_norm("self_attn.k_norm")?,
+                    ])
+                } else {
+                    None
+                },
+                o_proj: linear(layout.attention_output, biases.output)?,
                 config: AttentionConfig {
                     heads: config.num_heads,
                     kv_heads: config.num_kv_heads,
@@ -114,14 +145,35 @@ impl Loader<'_> {
                     window: config.sliding_window,
                 },
             },
-            post_attention_norm: norm(&at("post_attention_layernorm"))?,
+            post_attention_norm: norm(layout.post_attention_norm)?,
             mlp: Mlp {
-                gate_proj: self.linear(at("mlp.gate_proj"), biases.mlp)?,
-                up_proj: self.linear(at("mlp.up_proj"), biases.mlp)?,
-                down_proj: self.linear(at("mlp.down_proj"), biases.mlp)?,
+                inner: match (config.mlp, layout.mlp.gate) {
+                    (MlpKind::SwiGlu, Some(gate)) => Inner::SwiGlu {
+                        gate: linear(gate, biases.mlp)?,
+                        up,
+                    },
+                    (MlpKind::SwiGlu, None) => {
+                        return Err(Error::config("this family's MLP has no gate"));
+                    }
+                    (MlpKind::Gelu(kind), _) => Inner::Gelu { up, kind },
+                },
+                down_proj: linear(layout.mlp.down, biases.mlp)?,
             },
         })
     }
+}
+
+/// `matrix [rows, columns]` as `[columns, rows]`, of the same type.
+pub(crate) fn transpose(matrix: &Tensor) -> Result<Tensor> {
+    let [rows, columns] = **matrix.shape() else {
+        return Err(Error::Input(format!("{} is no matrix", matrix.shape())));
+    };
+    let values = matrix.to_f32_vec()?;
+    let transposed: Vec<f32> = (0..columns)
+        .flat_map(|column| values[column..].iter().step_by(columns).take(rows).copied())
+        .collect();
+    let transposed = Tensor::from_f32(matrix.device(), [columns, rows], &transposed)?;
+    Ok(transposed.cast(matrix.dtype())?)
 }
 
 /// Positions that the rotary table covers at first; it doubles when a longer row comes.
@@ -134,19 +186,27 @@ impl Model {
     /// An unsupported configuration, or a tensor that is missing or has another shape than the
     /// configuration implies, by name.
     pub fn load(checkpoint: &Checkpoint, device: &Device, dtype: DType) -> Result<Model> {
-        let (_, config) = families::read_config(checkpoint.config())?;
+        let (family, config) = families::read_config(checkpoint.config())?;
+        let layout = family.layout;
         let loader = Loader {
             checkpoint,
+            layout,
+            config: &config,
             device,
             dtype,
-            linears: linear_modules(&config),
+            linears: linear_modules(family, &config),
         };
-        let table = [config.vocab_size, config.hidden_size];
-        let embedding = loader.weight("model.embed_tokens.weight", table)?;
+        let hidden = config.hidden_size;
+        let embedding =
+            loader.weight(&layout.path(layout.embedding), [config.vocab_size, hidden])?;
+        let learned_positions = layout
+            .positions
+            .map(|name| loader.weight(&layout.path(name), [config.max_position_embeddings, hidden]))
+            .transpose()?;
         let blocks = (0..config.num_layers)
-            .map(|layer| loader.block(layer, &config))
+            .map(|layer| loader.block(layer))
             .collect::<Result<_>>()?;
-        let norm = loader.norm("model.norm", config.hidden_size, config.rms_norm_eps)?;
+        let norm = loader.norm(&layout.path(layout.norm), hidden)?;
         let head = if config.tie_word_embeddings {
             let name = OUTPUT_HEAD.to_owned();
             let (index, _) = loader.module(&name)?;
@@ -169,6 +229,7 @@ impl Model {
             config,
             device: device.clone(),
             embedding,
+            learned_positions,
             blocks,
             norm,
             head,
@@ -193,46 +254,78 @@ impl Model {
         &self.linears
     }
 
+    /// The frozen weight of a projection, by its module path.
+    pub fn weight(&self, module: &str) -> Option<Arc<Weight>> {
+        let blocks = self.blocks.iter().flat_map(Block::linears);
+        let mut linears = blocks.chain([&self.head]);
+        let linear = linears.find(|linear| linear.name == module)?;
+        Some(linear.weight.clone())
+    }
+
     /// Bytes of the frozen weights.
     pub fn weight_bytes(&self) -> usize {
-        let linears = self.blocks.iter().flat_map(|block| {
-            let (a, m) = (&block.attention, &block.mlp);
-            [
-                &a.q_proj,
-                &a.k_proj,
-                &a.v_proj,
-                &a.o_proj,
-                &m.gate_proj,
-                &m.up_proj,
-                &m.down_proj,
-            ]
-        });
+        let linears = self.blocks.iter().flat_map(Block::linears);
+        let positions = self.learned_positions.as_ref();
         let head = if self.config.tie_word_embeddings {
             0
         } else {
             self.head.weight.size_in_bytes()
         };
         self.embedding.size_in_bytes()
+            + positions.map_or(0, |table| table.size_in_bytes())
             + head
             + linears
                 .map(|linear| linear.weight.size_in_bytes())
                 .sum::<usize>()
     }
 
-    fn rope(&self, positions: usize) -> Result<Arc<RopeTable>> {
+    /// The rotary table of rows of up to `positions` tokens, unless positions are learned.
+    fn rope(&self, positions: usize) -> Result<Option<Arc<RopeTable>>> {
+        if self.learned_positions.is_some() {
+            let longest = self.config.max_position_embeddings;
+            return if positions <= longest {
+                Ok(None)
+            } else {
+                Err(Error::Input(format!(
+                    "a row of {positions} tokens is longer than the {longest} positions that this model has learned"
+                )))
+            };
+        }
+        if self.depends_on_length() && positions > self.config.max_position_embeddings {
+            return rope_table(&self.device, &self.config, positions);
+        }
         let poisoned = || Error::Input("the rotary table is unusable after a panic".into());
         let table = self.rope.read().map_err(|_| poisoned())?.clone();
-        if table.cos.shape()[0] >= positions {
+        if table
+            .as_ref()
+            .is_some_and(|t| t.cos.shape()[0] >= positions)
+        {
             return Ok(table);
         }
         let mut slot = self.rope.write().map_err(|_| poisoned())?;
-        *slot = rope_table(&self.device, &self.config, positions.next_power_of_two())?;
+        let covered = if self.depends_on_length() {
+            self.config.max_position_embeddings
+        } else {
+            positions.next_power_of_two()
+        };
+        *slot = rope_table(&self.device, &self.config, covered)?;
         Ok(slot.clone())
     }
 
-    fn embed(&self, tokens: &Tensor, pass: &Pass<'_>) -> Result<Residual> {
-        let embedded = gather::forward(&self.embedding, tokens)?;
-        pass.check(&embedded, || "model.embed_tokens".into())?;
+    /// Whether rotary frequencies change with the longest row.
+    fn depends_on_length(&self) -> bool {
+        let Positions::Rotary(rope) = &self.config.positions else {
+            return false;
+        };
+        matches!(rope.scaling, RopeScaling::Dynamic { .. })
+    }
+
+    fn embed(&self, tokens: &Tensor, positions: &Tensor, pass: &Pass<'_>) -> Result<Residual> {
+        let mut embedded = gather::forward(&self.embedding, tokens)?;
+        if let Some(table) = &self.learned_positions {
+            elementwise::add_assign(&mut embedded, &gather::forward(table, positions)?)?;
+        }
+        pass.check(&embedded, || "the embedding".into())?;
         Ok(Residual {
             sum: Arc::new(embedded),
             delta: None,
@@ -270,21 +363,21 @@ impl Model {
         let place = Place {
             positions: batch.positions(),
             rows: batch.rows(),
-            rope: &rope,
+            rope: rope.as_deref(),
         };
-        let mut residual = self.embed(batch.tokens(), pass)?;
+        let mut residual = self.embed(batch.tokens(), batch.positions(), pass)?;
         for block in &self.blocks {
             residual = block.forward(residual, &place, pass, true)?.0;
         }
         Ok(residual)
     }
 
-    /// The final norm over all rows or the given ones: `(sum, y, rstd)`.
+    /// The final norm over all rows or the given ones: `(sum, y, statistics)`.
     fn final_norm(
         &self,
         residual: &Residual,
         rows: Option<&Tensor>,
-    ) -> Result<(Arc<Tensor>, Tensor, Tensor)> {
+    ) -> Result<(Arc<Tensor>, Tensor, Statistics)> {
         let Residual { sum, delta } = residual;
         let (sum, delta) = match rows {
             Some(rows) => {
@@ -301,12 +394,12 @@ impl Model {
         };
         match &delta {
             Some(delta) => {
-                let (sum, y, rstd) = self.norm.forward_add(&sum, delta)?;
-                Ok((Arc::new(sum), y, rstd))
+                let (sum, y, statistics) = self.norm.forward_add(&sum, delta)?;
+                Ok((Arc::new(sum), y, statistics))
             }
             None => {
-                let (y, rstd) = self.norm.forward(&sum)?;
-                Ok((sum, y, rstd))
+                let (y, statistics) = self.norm.forward(&sum)?;
+                Ok((sum, y, statistics))
             }
         }
     }
@@ -331,10 +424,10 @@ impl Model {
         let place = Place {
             positions: batch.positions(),
             rows: batch.rows(),
-            rope: &rope,
+            rope: rope.as_deref(),
         };
         let lowest = self.lowest_trained_block(pass);
-        let mut residual = self.embed(batch.tokens(), pass)?;
+        let mut residual = self.embed(batch.tokens(), batch.positions(), pass)?;
         let mut saved: Vec<Saved> = Vec::with_capacity(self.blocks.len());
         for (layer, block) in self.blocks.iter().enumerate() {
             let (next, kept) = block.forward(
@@ -389,21 +482,22 @@ impl Model {
         grad_scale: f32,
         d_residual: &mut Tensor,
     ) -> Result<f64> {
-        let (sum, normed, rstd) = self.final_norm(residual, Some(&chunk.rows))?;
+        let (sum, normed, statistics) = self.final_norm(residual, Some(&chunk.rows))?;
         let [mut logits] = linear::forward(&normed, [&self.head], pass)?;
         let loss = cross_entropy::forward_backward(&mut logits.y, &chunk.targets, grad_scale)?;
         let d_normed = linear::backward(
             &normed,
             [&self.head],
             [&logits.y],
-            [logits.h.as_ref()],
+            [&logits.saved],
             pass,
             gradients,
             true,
         )?;
         if let Some(d_normed) = d_normed {
             let mut d_sum = Tensor::zeros(&self.device, sum.shape(), DType::F32)?;
-            self.norm.backward(&d_normed, &sum, &rstd, &mut d_sum)?;
+            self.norm
+                .backward(&d_normed, &sum, &statistics, &mut d_sum)?;
             gather::scatter_add_rows(&d_sum, &chunk.rows, d_residual)?;
         }
         Ok(loss)
@@ -415,20 +509,8 @@ impl Model {
             pass.lora
                 .is_some_and(|lora| lora.pair(linear.index).is_some())
         };
-        let lowest = self.blocks.iter().position(|block| {
-            let (a, m) = (&block.attention, &block.mlp);
-            [
-                &a.q_proj,
-                &a.k_proj,
-                &a.v_proj,
-                &a.o_proj,
-                &m.gate_proj,
-                &m.up_proj,
-                &m.down_proj,
-            ]
-            .into_iter()
-            .any(trained)
-        });
+        let mut blocks = self.blocks.iter();
+        let lowest = blocks.position(|block| block.linears().any(trained));
         lowest.unwrap_or(self.blocks.len())
     }
 
@@ -463,10 +545,11 @@ impl Model {
         let place = Place {
             positions: &positions,
             rows: &rows,
-            rope: &rope,
+            rope: rope.as_deref(),
         };
         let mut residual = self.embed(
             &Tensor::from_u32(&self.device, [tokens.len()], tokens)?,
+            &positions,
             pass,
         )?;
         for (block, cache) in self.blocks.iter().zip(cache) {
@@ -479,42 +562,51 @@ impl Model {
     }
 }
 
-/// The module path of the output head.
-const OUTPUT_HEAD: &str = "lm_head";
-
 /// The projections of a model, in the order that [`Model::linears`] gives; known before it is loaded.
-pub fn linear_modules(config: &DecoderConfig) -> Vec<LinearModule> {
+pub fn linear_modules(family: &Family, config: &DecoderConfig) -> Vec<LinearModule> {
+    let layout = family.layout;
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (q_width, kv_width) = (
         config.num_heads * config.head_dim,
         config.num_kv_heads * config.head_dim,
     );
-    let block = [
-        ("self_attn.q_proj", q_width, hidden),
-        ("self_attn.k_proj", kv_width, hidden),
-        ("self_attn.v_proj", kv_width, hidden),
-        ("self_attn.o_proj", hidden, q_width),
-        ("mlp.gate_proj", inner, hidden),
-        ("mlp.up_proj", inner, hidden),
-        ("mlp.down_proj", hidden, inner),
-    ];
+    let mut block = match layout.attention {
+        AttentionNames::Split([q, k, v]) => vec![
+            (q, q_width, hidden),
+            (k, kv_width, hidden),
+            (v, kv_width, hidden),
+        ],
+        AttentionNames::Fused(name) => vec![(name, q_width + 2 * kv_width, hidden)],
+    };
+    block.push((layout.attention_output, hidden, q_width));
+    block.extend(layout.mlp.gate.map(|gate| (gate, inner, hidden)));
+    block.push((layout.mlp.up, inner, hidden));
+    block.push((layout.mlp.down, hidden, inner));
     let module = |name: String, out_features: usize, in_features: usize| LinearModule {
         name,
         in_features,
         out_features,
     };
     let blocks = (0..config.num_layers).flat_map(|layer| {
-        block.map(|(part, out, input)| module(format!("model.layers.{layer}.{part}"), out, input))
+        block
+            .iter()
+            .map(move |&(part, out, input)| module(layout.block(layer, part), out, input))
     });
     let head = module(OUTPUT_HEAD.to_owned(), config.vocab_size, hidden);
     blocks.chain([head]).collect()
 }
 
-fn rope_table(device: &Device, config: &DecoderConfig, positions: usize) -> Result<Arc<RopeTable>> {
-    Ok(Arc::new(RopeTable::new(
-        device,
-        &config.rope.inv_freq(config.head_dim),
-        positions,
-        1.0,
-    )?))
+/// The table of a model with rotary positions.
+fn rope_table(
+    device: &Device,
+    config: &DecoderConfig,
+    positions: usize,
+) -> Result<Option<Arc<RopeTable>>> {
+    let Positions::Rotary(rope) = &config.positions else {
+        return Ok(None);
+    };
+    let inv_freq = rope.inv_freq(config.head_dim, positions);
+    Ok(Some(Arc::new(RopeTable::new(
+        device, &inv_freq, positions, 1.0,
+    )?)))
 }

@@ -67,6 +67,7 @@ fn pefts_adapters_are_read_and_written_to_the_byte() {
         "llama-lora",
         "llama-rslora-qv",
         "llama-clip-decay",
+        "llama-dora",
         "qwen2-patterns",
         "gpt2-lora",
     ] {
@@ -128,25 +129,6 @@ fn scaling_is_pefts() {
     assert_eq!(
         scalings("qwen2-patterns", "model.layers.0.mlp.up_proj"),
         (8, 2.0)
-    );
-}
-
-#[test]
-fn an_adapter_of_a_kind_that_is_not_supported_is_refused_by_name() {
-    let Some(parity) = parity() else { return };
-    let linear = linear_modules(&parity.join("llama-dora/base"), false);
-    let error = Adapter::read(
-        &parity.join("llama-dora/adapter-trained"),
-        &linear,
-        &Device::cpu(),
-    )
-    .err()
-    .unwrap();
-    assert!(
-        error
-            .to_string()
-            .contains("`use_dora` is true: DoRA is not supported"),
-        "{error}"
     );
 }
 
@@ -294,7 +276,7 @@ fn fresh_weights_follow_pefts_rule() {
     let fresh = |init: InitLoraWeights, linear: &[LinearModule], seed: u64| {
         let mut config = AdapterConfig::new(25, 8.0, ModuleSelector::AllLinear);
         config.init_lora_weights = init;
-        let adapter = Adapter::new(config, linear, &device, seed).unwrap();
+        let adapter = Adapter::new(config, linear, &device, seed, |_| None).unwrap();
         let lora = &adapter.modules["b"];
         assert_eq!(
             (&lora.a.shape()[..], &lora.b.shape()[..]),
@@ -342,7 +324,14 @@ fn fresh_weights_follow_pefts_rule() {
         "other modules do not matter"
     );
     assert_ne!(first, fresh(InitLoraWeights::KaimingUniform, &linear, 2).0);
-    let same_shape = Adapter::new(config(ModuleSelector::AllLinear), &linear, &device, 1).unwrap();
+    let same_shape = Adapter::new(
+        config(ModuleSelector::AllLinear),
+        &linear,
+        &device,
+        1,
+        |_| None,
+    )
+    .unwrap();
     assert_ne!(
         same_shape.modules["a"].a.to_f32_vec().unwrap(),
         same_shape.modules["b"].a.to_f32_vec().unwrap()
@@ -394,7 +383,7 @@ fn configurations_that_make_no_sense_are_refused_by_key() {
         ("use_rslora", json!(1)),
         ("bias", json!("lora_only")),
         ("modules_to_save", json!(["lm_head"])),
-        ("use_dora", json!(true)),
+        ("use_dora", json!("yes")),
         ("lora_bias", json!(true)),
         ("trainable_token_indices", json!([1])),
         ("target_parameters", json!(["w"])),
@@ -414,8 +403,14 @@ fn configurations_that_make_no_sense_are_refused_by_key() {
 /// An adapter on `two_layers` in a folder.
 fn written() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let adapter =
-        Adapter::new(config(names(&["q_proj"])), &two_layers(), &Device::cpu(), 5).unwrap();
+    let adapter = Adapter::new(
+        config(names(&["q_proj"])),
+        &two_layers(),
+        &Device::cpu(),
+        5,
+        |_| None,
+    )
+    .unwrap();
     adapter.write(folder.path()).unwrap();
     folder
 }

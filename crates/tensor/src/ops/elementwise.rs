@@ -10,6 +10,18 @@ const CHUNK: usize = 1 << 14;
 /// # Errors
 /// When shapes differ or a tensor is not F32.
 pub fn add_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
+    add_scaled(y, 1.0, x)
+}
+
+/// `y -= x`, of equal shapes, F32.
+///
+/// # Errors
+/// When shapes differ or a tensor is not F32.
+pub fn subtract_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
+    add_scaled(y, -1.0, x)
+}
+
+fn add_scaled(y: &mut Tensor, factor: f32, x: &Tensor) -> Result<()> {
     x.check_shape("x", y.shape())?;
     let (x, y) = (x.f32("x")?, y.f32_mut("y")?);
     parallel::for_each(
@@ -17,7 +29,7 @@ pub fn add_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
         |(y, x)| {
             simd::vectorize(
                 #[inline(always)]
-                || simd::axpy(1.0, x, y),
+                || simd::axpy(factor, x, y),
             );
         },
     );

@@ -3,7 +3,9 @@
 //! On the CPU, activations and gradients are F32; frozen weights may be F32, F16 or BF16.
 
 pub mod attention;
+pub mod columns;
 pub mod cross_entropy;
+pub mod dora;
 pub mod elementwise;
 pub mod gather;
 pub mod gelu;

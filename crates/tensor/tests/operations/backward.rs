@@ -8,7 +8,7 @@ use crate::{
 use fuselora_tensor::{
     Tensor,
     ops::{
-        attention, cross_entropy, gather,
+        attention, cross_entropy, dora, gather,
         gelu::{self, GeluKind},
         layer_norm,
         lora_linear::{self, Backward, Dropout, Gradients, Lora, Projection},
@@ -170,5 +170,51 @@ proptest! {
         let mut dx = Tensor::full_f32(&fuselora_tensor::Device::cpu(), [m, width], 9.0).unwrap();
         gather::scatter_add_rows(&tensor([n, width], &dy), &indices(&ids), &mut dx).unwrap();
         assert_close("dx", &dx, &expected);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn dora_scales_directions(
+        tokens in tokens(), out in out_features(), in_features in 1usize..80, rank in 1usize..6, dtype in float(), with_bias: bool, seed: u64,
+    ) {
+        let mut sample = Sample::new(seed);
+        let (w, w_exact) = weight([out, in_features], &sample.values(out * in_features), dtype);
+        let (a, b) = (sample.values(rank * in_features), sample.values(out * rank));
+        let (magnitude, bias, z, dy) = (sample.values(out), sample.values(out), sample.values(tokens * out), sample.values(tokens * out));
+        let (a_t, b_t) = (tensor([rank, in_features], &a), tensor([out, rank], &b));
+        let found = dora::weight_norm(&w, &a_t, &b_t, 0.5).unwrap();
+        let expected: Vec<f64> = (0..out).map(|o| {
+            let adapted = |i: usize| w_exact[o * in_features + i]
+                + 0.5 * (0..rank).map(|r| f64::from(b[o * rank + r]) * f64::from(a[r * in_features + i])).sum::<f64>();
+            (0..in_features).map(|i| adapted(i).powi(2)).sum::<f64>().sqrt()
+        }).collect();
+        assert_close("norm", &found, &expected);
+
+        // Norms away from zero: the quotient is then as exact as its operands.
+        let norm: Vec<f32> = sample.values(out).iter().map(|x| 1.5 + x).collect();
+        let (norm_t, magnitude_t, z_t, bias_t) = (tensor([out], &norm), tensor([out], &magnitude), tensor([tokens, out], &z), tensor([out], &bias));
+        let gain = dora::gain(&magnitude_t, &norm_t).unwrap();
+        let gain_exact: Vec<f64> = magnitude.iter().zip(&norm).map(|(m, n)| f64::from(*m) / f64::from(*n)).collect();
+        assert_close("gain", &gain, &gain_exact);
+        let y = dora::forward(&z_t, &gain, with_bias.then_some(&bias_t)).unwrap();
+        let expected: Vec<f64> = z.iter().enumerate()
+            .map(|(i, &z)| gain_exact[i % out] * f64::from(z) + if with_bias { f64::from(bias[i % out]) } else { 0.0 }).collect();
+        assert_close("y", &y, &expected);
+
+        // Gradients are added to what is there.
+        let mut d_magnitude = Tensor::full_f32(z_t.device(), [out], 1.0).unwrap();
+        let dz = dora::backward(&tensor([tokens, out], &dy), &z_t, &gain, &norm_t, Some(&mut d_magnitude)).unwrap();
+        let expected: Vec<f64> = dy.iter().enumerate().map(|(i, &dy)| gain_exact[i % out] * f64::from(dy)).collect();
+        assert_close("dz", &dz, &expected);
+        let d_magnitude = d_magnitude.to_f32_vec().unwrap();
+        for (o, found) in d_magnitude.iter().enumerate() {
+            let terms = |t: usize| f64::from(dy[t * out + o]) * f64::from(z[t * out + o]) / f64::from(norm[o]);
+            let exact = 1.0 + (0..tokens).map(terms).sum::<f64>();
+            let size = 1.0 + (0..tokens).map(|t| terms(t).abs()).sum::<f64>();
+            prop_assert!((f64::from(*found) - exact).abs() < 1e-5 * size, "{found} for {exact}");
+        }
     }
 }

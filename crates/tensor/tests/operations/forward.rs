@@ -3,7 +3,7 @@ use fuselora_tensor::{
     DType, Device, Tensor, Weight,
     ops::{
         attention::{self, AttentionConfig, Rows},
-        cross_entropy, elementwise, gather,
+        columns, cross_entropy, elementwise, gather,
         gelu::{self, GeluKind},
         kv_cache, layer_norm,
         lora_linear::{self, Dropout, Lora, Projection},
@@ -347,4 +347,23 @@ fn two_runs_agree_to_the_bit() {
         y.to_bytes().unwrap()
     };
     assert_eq!(run(), run());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn columns_are_split_and_joined(rows in 1usize..700, widths in prop::array::uniform3(0usize..60), seed: u64) {
+        let total: usize = widths.iter().sum();
+        let values = Sample::new(seed).values(rows * total);
+        let parts = columns::split(&tensor([rows, total], &values), widths).unwrap();
+        let mut first = 0;
+        for (part, width) in parts.iter().zip(widths) {
+            let expected: Vec<f32> = (0..rows).flat_map(|row| &values[row * total + first..][..width]).copied().collect();
+            prop_assert_eq!(part.as_f32().unwrap(), &expected[..]);
+            first += width;
+        }
+        let joined = columns::join(parts.each_ref()).unwrap();
+        prop_assert_eq!(joined.as_f32().unwrap(), &values[..]);
+    }
 }

@@ -94,6 +94,10 @@ pub struct LoraArgs {
     #[arg(long, hide_short_help = true, value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = false,
         default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_default_value = true)]
     pub use_rslora: bool,
+    /// Train magnitude and direction apart (DoRA)
+    #[arg(long, hide_short_help = true, value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = false,
+        default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_default_value = true)]
+    pub use_dora: bool,
     /// all-linear, names such as q_proj,v_proj, or a regex
     #[arg(long, value_name = "NAMES", default_value = "all-linear")]
     pub target_modules: String,

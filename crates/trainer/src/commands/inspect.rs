@@ -25,7 +25,7 @@ pub fn run(arguments: &InspectArgs) -> anyhow::Result<()> {
     if let Some(path) = &arguments.model {
         let checkpoint = Checkpoint::open(path)?;
         let (family, decoder) = families::read_config(checkpoint.config())?;
-        let linears = model::linear_modules(&decoder);
+        let linears = model::linear_modules(family, &decoder);
         if let Some(folder) = &arguments.adapter {
             Adapter::read(folder, &linears, &Device::cpu())?;
         }
@@ -55,10 +55,7 @@ pub fn run(arguments: &InspectArgs) -> anyhow::Result<()> {
             }),
         );
         let targets = config.resolve(&linears)?;
-        let trained: u64 = targets
-            .iter()
-            .map(|t| (t.rank * (t.in_features + t.out_features)) as u64)
-            .sum();
+        let trained: u64 = targets.iter().map(|t| t.parameter_count() as u64).sum();
         let shape = TrainingShape {
             tokens: arguments.batch_size * arguments.max_seq_length,
             weight_bytes: DType::from(arguments.dtype).size_in_bytes(),
@@ -101,6 +98,7 @@ fn describe_adapter(config: &AdapterConfig) -> Value {
         "lora_alpha",
         "lora_dropout",
         "use_rslora",
+        "use_dora",
         "target_modules",
         "rank_pattern",
         "alpha_pattern",

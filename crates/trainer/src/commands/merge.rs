@@ -11,8 +11,8 @@ use fuselora_transformer::{families, model};
 
 pub fn run(arguments: &MergeArgs) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(&arguments.model)?;
-    let (_, config) = families::read_config(checkpoint.config())?;
-    let linears = model::linear_modules(&config);
+    let (family, config) = families::read_config(checkpoint.config())?;
+    let linears = model::linear_modules(family, &config);
     let adapter = Adapter::read(&arguments.adapter, &linears, &Device::cpu())?;
     merge_adapter(
         &checkpoint,

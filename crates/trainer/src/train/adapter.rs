@@ -20,9 +20,10 @@ pub fn start(config: &TrainConfig, base: &BaseModel) -> anyhow::Result<Lora> {
     }
     let mut peft = peft_config(&config.lora);
     peft.base_model_name_or_path = Some(config.model()?.display().to_string());
-    let linears = base.model.linears();
-    let adapter = Adapter::new(peft, linears, base.model.device(), config.optimization.seed)?;
-    Ok(Lora::bind(adapter, linears)?)
+    let (model, seed) = (&base.model, config.optimization.seed);
+    let weight = |module: &str| model.weight(module);
+    let adapter = Adapter::new(peft, model.linears(), model.device(), seed, weight)?;
+    Ok(Lora::bind(adapter, model.linears())?)
 }
 
 /// PEFT's configuration of the adapter that the flags describe.
@@ -34,6 +35,7 @@ pub fn peft_config(arguments: &LoraArgs) -> AdapterConfig {
     );
     peft.dropout = arguments.lora_dropout as f32;
     peft.use_rslora = arguments.use_rslora;
+    peft.use_dora = arguments.use_dora;
     peft
 }
 

@@ -1,4 +1,4 @@
-//! AdamW over an adapter's pairs.
+//! AdamW over an adapter's parameters.
 
 use fuselora_tensor::ops::optimizer::{AdamWHyper, AdamWParam, adamw, global_norm};
 use fuselora_tensor::{DType, Tensor};
@@ -14,12 +14,12 @@ pub struct Moments {
     pub v: Tensor,
 }
 
-/// The optimizer's state, pair by pair in the order of [`Lora::pairs`]: `[lora_a, lora_b]`.
+/// The optimizer's state, in the order of [`Lora::parameters`].
 pub struct Optimizer {
     /// Steps taken.
     pub step: u64,
-    /// The moments of each pair.
-    pub moments: Vec<[Moments; 2]>,
+    /// The moments of each parameter.
+    pub moments: Vec<Moments>,
 }
 
 impl Optimizer {
@@ -29,15 +29,14 @@ impl Optimizer {
     /// No room on the device.
     pub fn new(lora: &Lora) -> anyhow::Result<Optimizer> {
         let zeros = |t: &Tensor| Tensor::zeros(t.device(), t.shape(), DType::F32);
-        let fresh = |t: &Tensor| {
-            anyhow::Ok(Moments {
-                m: zeros(t)?,
-                v: zeros(t)?,
-            })
-        };
         let moments = lora
-            .pairs()
-            .map(|(_, pair)| Ok([fresh(&pair.a)?, fresh(&pair.b)?]))
+            .parameters()
+            .map(|(_, t)| {
+                Ok(Moments {
+                    m: zeros(t)?,
+                    v: zeros(t)?,
+                })
+            })
             .collect::<anyhow::Result<_>>()?;
         Ok(Optimizer { step: 0, moments })
     }
@@ -62,29 +61,18 @@ impl Optimizer {
             max => (max / (grad_norm + 1e-6)).min(1.0),
         };
         let (lr, weight_decay) = (learning_rate as f32, settings.weight_decay as f32);
-        let mut params = Vec::with_capacity(2 * self.moments.len());
-        for ((pair, gradient), [a, b]) in lora
-            .pairs_mut()
-            .zip(gradients.iter())
+        let parameters = lora.parameters_mut().zip(gradients.tensors());
+        let mut params: Vec<AdamWParam> = parameters
             .zip(&mut self.moments)
-        {
-            params.push(AdamWParam {
-                param: &mut pair.a,
-                grad: &gradient.a,
-                m: &mut a.m,
-                v: &mut a.v,
+            .map(|((param, grad), moments)| AdamWParam {
+                param,
+                grad,
+                m: &mut moments.m,
+                v: &mut moments.v,
                 lr,
                 weight_decay,
-            });
-            params.push(AdamWParam {
-                param: &mut pair.b,
-                grad: &gradient.b,
-                m: &mut b.m,
-                v: &mut b.v,
-                lr,
-                weight_decay,
-            });
-        }
+            })
+            .collect();
         let hyper = AdamWHyper {
             beta1: settings.adam_beta1,
             beta2: settings.adam_beta2,
@@ -101,9 +89,6 @@ impl Optimizer {
 /// # Errors
 /// Gradients that are not F32.
 pub fn gradient_norm(gradients: &LoraGradients) -> anyhow::Result<f64> {
-    let all: Vec<&Tensor> = gradients
-        .iter()
-        .flat_map(|pair| [&pair.a, &pair.b])
-        .collect();
+    let all: Vec<&Tensor> = gradients.tensors().collect();
     Ok(global_norm(&all)?)
 }

@@ -162,7 +162,7 @@ impl<'a> Run<'a> {
         let share = 100.0 * trained as f64 / (total + trained) as f64;
         eprintln!(
             "adapter: {} modules, {trained} trained parameters ({share:.2} % of all)",
-            lora.pairs().count()
+            lora.module_count()
         );
 
         let optimization = &config.optimization;

@@ -70,11 +70,9 @@ pub fn save(
     state: &State,
 ) -> anyhow::Result<()> {
     let mut tensors: BTreeMap<String, &Tensor> = BTreeMap::new();
-    for ((module, _), moments) in lora.pairs().zip(&optimizer.moments) {
-        for (part, moments) in ["lora_A", "lora_B"].iter().zip(moments) {
-            tensors.insert(format!("{module}.{part}.m"), &moments.m);
-            tensors.insert(format!("{module}.{part}.v"), &moments.v);
-        }
+    for ((name, _), moments) in lora.parameters().zip(&optimizer.moments) {
+        tensors.insert(format!("{name}.m"), &moments.m);
+        tensors.insert(format!("{name}.v"), &moments.v);
     }
     let specs: Vec<TensorSpec> = tensors
         .iter()
@@ -145,20 +143,17 @@ pub fn read_moments(output: &Path, lora: &Lora, optimizer: &mut Optimizer) -> an
     let damaged =
         |error: &dyn std::fmt::Display| mistake!("{} is damaged: {error}", path.display());
     let stored = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&error))?;
-    for ((module, _), moments) in lora.pairs().zip(&mut optimizer.moments) {
-        for (part, moments) in ["lora_A", "lora_B"].iter().zip(moments) {
-            for (which, tensor) in [("m", &mut moments.m), ("v", &mut moments.v)] {
-                let name = format!("{module}.{part}.{which}");
-                let view = stored.tensor(&name).map_err(|error| damaged(&error))?;
-                if view.shape() != &tensor.shape()[..] || view.dtype() != safetensors::Dtype::F32 {
-                    return Err(damaged(&format!(
-                        "`{name}` is not F32 of shape {}",
-                        tensor.shape()
-                    )));
-                }
-                *tensor =
-                    Tensor::from_bytes(tensor.device(), tensor.shape(), DType::F32, view.data())?;
+    for ((parameter, _), moments) in lora.parameters().zip(&mut optimizer.moments) {
+        for (which, tensor) in [("m", &mut moments.m), ("v", &mut moments.v)] {
+            let name = format!("{parameter}.{which}");
+            let view = stored.tensor(&name).map_err(|error| damaged(&error))?;
+            if view.shape() != &tensor.shape()[..] || view.dtype() != safetensors::Dtype::F32 {
+                return Err(damaged(&format!(
+                    "`{name}` is not F32 of shape {}",
+                    tensor.shape()
+                )));
             }
+            *tensor = Tensor::from_bytes(tensor.device(), tensor.shape(), DType::F32, view.data())?;
         }
     }
     Ok(())

@@ -15,6 +15,8 @@ pub struct AdapterConfig {
     pub dropout: f32,
     /// Divides alpha by the root of the rank instead of the rank (rank-stabilised LoRA, Kalajdzievski 2023).
     pub use_rslora: bool,
+    /// Trains the magnitude of each output feature apart from its direction (DoRA, Liu et al. 2024).
+    pub use_dora: bool,
     /// Which linear modules get an update.
     pub target_modules: ModuleSelector,
     /// Which of those do not.
@@ -85,7 +87,7 @@ fn defaults() -> Value {
 }
 
 /// Keys that change what an adapter computes or holds, in ways that are not supported.
-const UNSUPPORTED: [(&str, &str); 20] = [
+const UNSUPPORTED: [(&str, &str); 19] = [
     (
         "alora_invocation_tokens",
         "activating an adapter by invocation tokens (aLoRA) is not supported",
@@ -121,7 +123,6 @@ const UNSUPPORTED: [(&str, &str); 20] = [
         "training single token embeddings is not supported",
     ),
     ("use_bdlora", "block-diagonal LoRA is not supported"),
-    ("use_dora", "DoRA is not supported"),
     ("use_qalora", "QALoRA is not supported"),
     ("velora_config", "VeLoRA is not supported"),
 ];
@@ -134,6 +135,7 @@ impl AdapterConfig {
             alpha,
             dropout: 0.0,
             use_rslora: false,
+            use_dora: false,
             target_modules,
             exclude_modules: None,
             layers_to_transform: None,
@@ -176,6 +178,7 @@ impl AdapterConfig {
             alpha: reader.number("lora_alpha", reader.get("lora_alpha").unwrap_or(&json!(8)))?,
             dropout: reader.number("lora_dropout", reader.get("lora_dropout").unwrap_or(&json!(0)))? as f32,
             use_rslora: reader.bool("use_rslora")?,
+            use_dora: reader.bool("use_dora")?,
             target_modules: reader
                 .selector("target_modules")?
                 .ok_or_else(|| Error::adapter("`target_modules` is missing; give a list, a regular expression or \"all-linear\""))?,
@@ -238,6 +241,7 @@ impl AdapterConfig {
             ("lora_alpha", number(self.alpha)),
             ("lora_dropout", json!(shortest(self.dropout))),
             ("use_rslora", json!(self.use_rslora)),
+            ("use_dora", json!(self.use_dora)),
             ("target_modules", self.target_modules.to_json()),
             (
                 "exclude_modules",

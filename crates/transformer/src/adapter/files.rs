@@ -14,6 +14,12 @@ use crate::{
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 
+const A: &str = "lora_A.weight";
+const B: &str = "lora_B.weight";
+const MAGNITUDE: &str = "lora_magnitude_vector";
+/// What PEFT names the tensors of [`LoraWeights::tensors`].
+pub(super) const PARTS: [&str; 3] = [A, B, MAGNITUDE];
+
 impl AdapterConfig {
     /// Reads `adapter_config.json` of an adapter's folder.
     ///
@@ -60,7 +66,8 @@ impl Adapter {
             .targets(linear)
             .map_err(|error| Error::file(folder.join(CONFIG), error.to_string()))?;
         for target in &targets {
-            let mut take = |name: String, shape: [usize; 2]| {
+            let mut take = |part: &str, shape: &[usize]| {
+                let name = tensor_name(&target.module, part);
                 let bad = |message: String| Error::stored_tensor(&path, &name, message);
                 let tensor = stored
                     .remove(&name)
@@ -73,28 +80,23 @@ impl Adapter {
                 }
                 tensor.load_owned(&name, device, DTYPE)
             };
-            let a = take(
-                tensor_name(&target.module, "lora_A"),
-                [target.rank, target.in_features],
-            )?;
-            let b = take(
-                tensor_name(&target.module, "lora_B"),
-                [target.out_features, target.rank],
-            )?;
-            modules.insert(
-                target.module.clone(),
-                LoraWeights {
-                    a,
-                    b,
-                    scaling: target.scaling,
-                    rank: target.rank,
+            let lora = LoraWeights {
+                a: take(A, &[target.rank, target.in_features])?,
+                b: take(B, &[target.out_features, target.rank])?,
+                scaling: target.scaling,
+                rank: target.rank,
+                magnitude: if config.use_dora {
+                    Some(take(MAGNITUDE, &[target.out_features])?)
+                } else {
+                    None
                 },
-            );
+            };
+            modules.insert(target.module.clone(), lora);
         }
         if let Some(name) = stored.keys().next() {
             let fitting = targets
                 .first()
-                .map(|target| tensor_name(&target.module, "lora_A"))
+                .map(|target| tensor_name(&target.module, A))
                 .unwrap_or_default();
             let message = format!(
                 "belongs to no module that the base model has and adapter_config.json adapts; a name such as {fitting} would"
@@ -126,9 +128,7 @@ pub(crate) fn write<'a>(
 ) -> Result<()> {
     let mut tensors = BTreeMap::new();
     for (module, lora) in modules {
-        for (part, tensor) in [("lora_A", &lora.a), ("lora_B", &lora.b)] {
-            tensors.insert(tensor_name(module, part), tensor);
-        }
+        tensors.extend(lora.named_tensors(module));
     }
     let specs: Vec<TensorSpec> = tensors
         .iter()
@@ -151,6 +151,6 @@ pub(crate) fn write<'a>(
 }
 
 /// PEFT's name of a tensor: the path of the module inside the wrapped model.
-fn tensor_name(module: &str, part: &str) -> String {
-    format!("base_model.model.{module}.{part}.weight")
+pub(super) fn tensor_name(module: &str, part: &str) -> String {
+    format!("base_model.model.{module}.{part}")
 }

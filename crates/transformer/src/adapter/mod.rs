@@ -6,15 +6,17 @@ mod init;
 mod target;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use fuselora_tensor::{DType, Device, Tensor};
+use fuselora_tensor::ops::dora;
+use fuselora_tensor::{DType, Device, Tensor, Weight};
 
 pub(crate) use files::write;
 
 pub use config::{AdapterConfig, InitLoraWeights, ModuleSelector};
 pub use target::{LinearModule, Target};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A LoRA adapter: for each adapted linear module, a low-rank update of its weight.
 pub struct Adapter {
@@ -34,26 +36,70 @@ pub struct LoraWeights {
     pub scaling: f32,
     /// Columns of B, rows of A.
     pub rank: usize,
+    /// DoRA's `lora_magnitude_vector`, `[out_features]`, f32.
+    pub magnitude: Option<Tensor>,
+}
+
+impl LoraWeights {
+    /// Every tensor, in a fixed order.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.a, &self.b].into_iter().chain(&self.magnitude)
+    }
+
+    /// The same, to change.
+    pub fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        [&mut self.a, &mut self.b]
+            .into_iter()
+            .chain(&mut self.magnitude)
+    }
+
+    /// Every tensor with its name in PEFT's file, for the module at this path.
+    pub fn named_tensors(&self, module: &str) -> impl Iterator<Item = (String, &Tensor)> {
+        let names = files::PARTS.map(|part| files::tensor_name(module, part));
+        names.into_iter().zip(self.tensors())
+    }
+
+    /// Zeros in the same shapes.
+    pub(crate) fn zeros(&self) -> Result<LoraWeights> {
+        let zeros = |t: &Tensor| Tensor::zeros(t.device(), t.shape(), DTYPE);
+        Ok(LoraWeights {
+            a: zeros(&self.a)?,
+            b: zeros(&self.b)?,
+            scaling: self.scaling,
+            rank: self.rank,
+            magnitude: self.magnitude.as_ref().map(zeros).transpose()?,
+        })
+    }
 }
 
 impl Adapter {
     /// A fresh adapter on a model with these linear modules, initialised as the configuration says.
     ///
     /// Each module draws from a random stream of its own, so its values depend on `seed` and its name alone.
+    /// `weight` gives the frozen weight of a module, for what starts from it: DoRA's magnitudes.
     ///
     /// # Errors
-    /// When a target matches no module, or the device has no room.
+    /// When a target matches no module, a weight that is needed is not there, or the device has no room.
     pub fn new(
         config: AdapterConfig,
         linear: &[LinearModule],
         device: &Device,
         seed: u64,
+        weight: impl Fn(&str) -> Option<Arc<Weight>>,
     ) -> Result<Adapter> {
         let mut modules = BTreeMap::new();
         for target in config.resolve(linear)? {
             let (a, b) = init::weights(config.init_lora_weights, &target, seed);
             let a = Tensor::from_f32(device, [target.rank, target.in_features], &a)?;
             let b = Tensor::from_f32(device, [target.out_features, target.rank], &b)?;
+            let magnitude = if config.use_dora {
+                let weight = weight(&target.module).ok_or_else(|| {
+                    Error::adapter(format!("DoRA needs the weight of `{}`", target.module))
+                })?;
+                Some(dora::weight_norm(&weight, &a, &b, target.scaling)?)
+            } else {
+                None
+            };
             modules.insert(
                 target.module,
                 LoraWeights {
@@ -61,6 +107,7 @@ impl Adapter {
                     b,
                     scaling: target.scaling,
                     rank: target.rank,
+                    magnitude,
                 },
             );
         }
@@ -71,7 +118,8 @@ impl Adapter {
     pub fn parameter_count(&self) -> usize {
         self.modules
             .values()
-            .map(|lora| lora.a.element_count() + lora.b.element_count())
+            .flat_map(LoraWeights::tensors)
+            .map(Tensor::element_count)
             .sum()
     }
 }

@@ -31,6 +31,16 @@ pub struct Target {
     pub rank: usize,
     /// Factor of the update.
     pub scaling: f32,
+    /// Whether magnitudes are trained too.
+    pub use_dora: bool,
+}
+
+impl Target {
+    /// Number of trained values.
+    pub fn parameter_count(&self) -> usize {
+        let magnitude = if self.use_dora { self.out_features } else { 0 };
+        self.rank * (self.in_features + self.out_features) + magnitude
+    }
 }
 
 /// The output head, which `all-linear` leaves out.
@@ -78,6 +88,7 @@ impl AdapterConfig {
                 out_features: module.out_features,
                 rank,
                 scaling: (alpha / divisor) as f32,
+                use_dora: self.use_dora,
             }
         };
         Ok(self.select(linear)?.into_iter().map(target).collect())

@@ -2,16 +2,37 @@
 
 use serde_json::json;
 
-use super::Family;
-use crate::config::{Biases, ConfigJson, DecoderConfig};
+use super::{AttentionNames, Family, Layout, MlpNames};
+use crate::config::{Biases, ConfigJson, DecoderConfig, MlpKind, NormKind, Positions};
 use crate::error::Result;
 
 pub(super) const FAMILY: Family = Family {
     model_type: "llama",
     config,
+    layout: &LAYOUT,
+};
+
+/// The names of Llama's tensors, which many families share.
+pub(super) const LAYOUT: Layout = Layout {
+    base: "model",
+    embedding: "embed_tokens",
+    positions: None,
+    blocks: "layers",
+    norm: "norm",
+    input_norm: "input_layernorm",
+    attention: AttentionNames::Split(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+    attention_output: "self_attn.o_proj",
+    post_attention_norm: "post_attention_layernorm",
+    mlp: MlpNames {
+        gate: Some("mlp.gate_proj"),
+        up: "mlp.up_proj",
+        down: "mlp.down_proj",
+    },
+    transposed: false,
 };
 
 fn config(json: ConfigJson<'_>) -> Result<DecoderConfig> {
+    json.require_layer_types("full_attention")?;
     let attention_bias = json.bool_or("attention_bias", false)?;
     let biases = Biases {
         qkv: attention_bias,
@@ -56,9 +77,12 @@ pub(super) fn decoder(
         num_kv_heads: json.size_or("num_key_value_heads", Some(num_heads))?,
         head_dim: json.size_or("head_dim", Some(hidden_size / num_heads))?,
         max_position_embeddings: json.size_or("max_position_embeddings", Some(2048))?,
-        rms_norm_eps: json.number_or("rms_norm_eps", 1e-6)? as f32,
+        norm: NormKind::Rms,
+        norm_eps: json.number_or("rms_norm_eps", 1e-6)? as f32,
+        qk_norm: false,
+        mlp: MlpKind::SwiGlu,
         biases,
-        rope: json.rope()?,
+        positions: Positions::Rotary(json.rope()?),
         sliding_window,
         tie_word_embeddings: json.bool_or("tie_word_embeddings", false)?,
     })

@@ -7,6 +7,7 @@ use crate::error::Result;
 pub(super) const FAMILY: Family = Family {
     model_type: "mistral",
     config,
+    layout: &llama::LAYOUT,
 };
 
 fn config(json: ConfigJson<'_>) -> Result<DecoderConfig> {
@@ -14,5 +15,10 @@ fn config(json: ConfigJson<'_>) -> Result<DecoderConfig> {
         .get("sliding_window")
         .map(|_| json.size("sliding_window"))
         .transpose()?;
+    json.require_layer_types(if window.is_some() {
+        "sliding_attention"
+    } else {
+        "full_attention"
+    })?;
     llama::decoder(json, Biases::default(), window)
 }

@@ -9,9 +9,11 @@ use crate::error::Result;
 pub(super) const FAMILY: Family = Family {
     model_type: "qwen2",
     config,
+    layout: &llama::LAYOUT,
 };
 
 fn config(json: ConfigJson<'_>) -> Result<DecoderConfig> {
+    json.require_layer_types("full_attention")?;
     json.require_neutral(&[("use_sliding_window", &[json!(false)])])?;
     llama::decoder(
         json,

@@ -1,26 +1,33 @@
-//! Causal self-attention with grouped-query heads and rotary positions.
+//! Causal self-attention with grouped-query heads, with rotary positions or without.
 
 use fuselora_tensor::Tensor;
 use fuselora_tensor::ops::attention::{self, AttentionConfig, Rows};
-use fuselora_tensor::ops::kv_cache;
 use fuselora_tensor::ops::rope::{self, RopeTable};
+use fuselora_tensor::ops::{columns, kv_cache};
 
 use super::linear::{self, Linear};
-use crate::error::Result;
+use super::norm::{Norm, Statistics};
+use crate::error::{Error, Result};
 use crate::lora::{LoraGradients, Pass};
 
 /// The attention of one block.
 pub struct Attention {
-    /// `[heads * head_dim, hidden]`.
-    pub q_proj: Linear,
-    /// `[kv_heads * head_dim, hidden]`.
-    pub k_proj: Linear,
-    /// `[kv_heads * head_dim, hidden]`.
-    pub v_proj: Linear,
+    /// Queries `[heads * head_dim, hidden]`, keys and values `[kv_heads * head_dim, hidden]`.
+    pub qkv: Qkv,
+    /// Norms of each head's queries and keys, over `head_dim`.
+    pub qk_norm: Option<[Norm; 2]>,
     /// `[hidden, heads * head_dim]`.
     pub o_proj: Linear,
     /// Heads, their width, the scale of the scores, the window.
     pub config: AttentionConfig,
+}
+
+/// The projections to queries, keys and values.
+pub enum Qkv {
+    /// One each; behind a box, because a model has either many of these or none.
+    Split(Box<[Linear; 3]>),
+    /// One whose output is all three side by side.
+    Fused(Linear),
 }
 
 /// Where the tokens of a pass stand.
@@ -29,8 +36,8 @@ pub struct Place<'a> {
     pub positions: &'a Tensor,
     /// Boundaries of the rows that are concatenated.
     pub rows: &'a Rows,
-    /// Rotary table that covers every position.
-    pub rope: &'a RopeTable,
+    /// Rotary table that covers every position, unless positions are learned.
+    pub rope: Option<&'a RopeTable>,
 }
 
 /// What backward needs: rotated queries and keys, values, the output and its log-sum-exp.
@@ -40,7 +47,28 @@ pub struct Saved {
     v: Tensor,
     o: Tensor,
     lse: Tensor,
-    h: [Option<Tensor>; 4],
+    normed: Option<[Normed; 2]>,
+    qkv: SavedQkv,
+    output: linear::Saved,
+}
+
+enum SavedQkv {
+    Split(Box<[linear::Saved; 3]>),
+    Fused(linear::Saved),
+}
+
+/// What a head norm started from.
+struct Normed {
+    x: Tensor,
+    statistics: Statistics,
+}
+
+struct Projected {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    normed: Option<[Normed; 2]>,
+    saved: SavedQkv,
 }
 
 /// Keys and values of one row, kept between the steps of a generation.
@@ -67,6 +95,15 @@ impl KvCache {
 }
 
 impl Attention {
+    /// Every projection.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let qkv = match &self.qkv {
+            Qkv::Split(linears) => &linears[..],
+            Qkv::Fused(linear) => std::slice::from_ref(linear),
+        };
+        qkv.iter().chain([&self.o_proj])
+    }
+
     /// `x [tokens, hidden]` to the attention's output, `[tokens, hidden]`.
     pub fn forward(
         &self,
@@ -74,24 +111,30 @@ impl Attention {
         place: &Place<'_>,
         pass: &Pass<'_>,
     ) -> Result<(Tensor, Saved)> {
-        let ([q, k, v], [hq, hk, hv]) = self.project(x, place, pass)?;
+        let Projected {
+            q,
+            k,
+            v,
+            normed,
+            saved,
+        } = self.project(x, place, pass)?;
         let (o, lse) = attention::forward(&q, &k, &v, place.rows, place.rows, &self.config)?;
         pass.check(&o, || format!("attention before {}", self.o_proj.name))?;
         let [y] = linear::forward(&o, [&self.o_proj], pass)?;
-        Ok((
-            y.y,
-            Saved {
-                q,
-                k,
-                v,
-                o,
-                lse,
-                h: [hq, hk, hv, y.h],
-            },
-        ))
+        let saved = Saved {
+            q,
+            k,
+            v,
+            o,
+            lse,
+            normed,
+            qkv: saved,
+            output: y.saved,
+        };
+        Ok((y.y, saved))
     }
 
-    /// The same for the newest tokens of one row, with the keys and values before them in `cache`.
+    /// The newest tokens of one row, whose earlier keys and values are in `cache`.
     pub fn forward_cached(
         &self,
         x: &Tensor,
@@ -99,7 +142,7 @@ impl Attention {
         pass: &Pass<'_>,
         cache: &mut KvCache,
     ) -> Result<Tensor> {
-        let ([q, k, v], _) = self.project(x, place, pass)?;
+        let Projected { q, k, v, .. } = self.project(x, place, pass)?;
         kv_cache::append(&mut cache.k, cache.len, &k)?;
         kv_cache::append(&mut cache.v, cache.len, &v)?;
         cache.len += place.rows.total();
@@ -110,17 +153,72 @@ impl Attention {
         Ok(y.y)
     }
 
-    fn project(
-        &self,
-        x: &Tensor,
-        place: &Place<'_>,
-        pass: &Pass<'_>,
-    ) -> Result<([Tensor; 3], [Option<Tensor>; 3])> {
-        let [mut q, mut k, v] =
-            linear::forward(x, [&self.q_proj, &self.k_proj, &self.v_proj], pass)?;
-        rope::apply(&mut q.y, self.config.heads, place.positions, place.rope)?;
-        rope::apply(&mut k.y, self.config.kv_heads, place.positions, place.rope)?;
-        Ok(([q.y, k.y, v.y], [q.h, k.h, v.h]))
+    fn project(&self, x: &Tensor, place: &Place<'_>, pass: &Pass<'_>) -> Result<Projected> {
+        let (q, k, v, saved) = match &self.qkv {
+            Qkv::Split(linears) => {
+                let [q, k, v] = linear::forward(x, linears.each_ref(), pass)?;
+                let saved = Box::new([q.saved, k.saved, v.saved]);
+                (q.y, k.y, v.y, SavedQkv::Split(saved))
+            }
+            Qkv::Fused(linear) => {
+                let [fused] = linear::forward(x, [linear], pass)?;
+                let [q, k, v] = columns::split(&fused.y, self.widths())?;
+                (q, k, v, SavedQkv::Fused(fused.saved))
+            }
+        };
+        let (mut q, mut k, normed) = match &self.qk_norm {
+            None => (q, k, None),
+            Some([q_norm, k_norm]) => {
+                let (q, saved_q) = self.norm_heads(q_norm, q)?;
+                let (k, saved_k) = self.norm_heads(k_norm, k)?;
+                (q, k, Some([saved_q, saved_k]))
+            }
+        };
+        if let Some(table) = place.rope {
+            rope::apply(&mut q, self.config.heads, place.positions, table)?;
+            rope::apply(&mut k, self.config.kv_heads, place.positions, table)?;
+        }
+        Ok(Projected {
+            q,
+            k,
+            v,
+            normed,
+            saved,
+        })
+    }
+
+    /// Columns of queries, keys and values.
+    fn widths(&self) -> [usize; 3] {
+        let AttentionConfig {
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = self.config;
+        [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+    }
+
+    /// Normalises each head of `x [tokens, heads * head_dim]`.
+    fn norm_heads(&self, norm: &Norm, x: Tensor) -> Result<(Tensor, Normed)> {
+        let shape = x.shape().clone();
+        let x = self.by_head(x)?;
+        let (y, statistics) = norm.forward(&x)?;
+        Ok((y.reshape(&shape)?, Normed { x, statistics }))
+    }
+
+    fn norm_heads_backward(&self, norm: &Norm, dy: Tensor, normed: &Normed) -> Result<Tensor> {
+        let shape = dy.shape().clone();
+        let dy = self.by_head(dy)?;
+        let mut dx = Tensor::zeros(dy.device(), dy.shape(), dy.dtype())?;
+        norm.backward(&dy, &normed.x, &normed.statistics, &mut dx)?;
+        Ok(dx.reshape(&shape)?)
+    }
+
+    /// `[tokens, heads * head_dim]` as `[tokens * heads, head_dim]`.
+    fn by_head(&self, x: Tensor) -> Result<Tensor> {
+        let head_dim = self.config.head_dim;
+        let rows = x.element_count() / head_dim;
+        Ok(x.reshape([rows, head_dim])?)
     }
 
     /// From the output's gradient to the input's, unless `need_dx` is false.
@@ -144,34 +242,45 @@ impl Attention {
             v,
             o,
             lse,
-            h: [hq, hk, hv, ho],
+            normed,
+            qkv,
+            output,
         } = saved;
-        let d_o = linear::backward(
-            o,
-            [&self.o_proj],
-            [dy],
-            [ho.as_ref()],
-            pass,
-            gradients,
-            true,
-        )?;
+        let d_o = linear::backward(o, [&self.o_proj], [dy], [output], pass, gradients, true)?;
         let Some(d_o) = d_o else { return Ok(None) };
         let (mut dq, mut dk, dv) =
             attention::backward(&d_o, q, k, v, o, lse, place.rows, place.rows, &self.config)?;
         pass.check(&dq, || {
-            format!("the query gradient of {}", self.q_proj.name)
+            format!(
+                "the query gradient of the attention before {}",
+                self.o_proj.name
+            )
         })?;
-        rope::apply_inverse(&mut dq, self.config.heads, place.positions, place.rope)?;
-        rope::apply_inverse(&mut dk, self.config.kv_heads, place.positions, place.rope)?;
-        let linears = [&self.q_proj, &self.k_proj, &self.v_proj];
-        linear::backward(
-            x,
-            linears,
-            [&dq, &dk, &dv],
-            [hq.as_ref(), hk.as_ref(), hv.as_ref()],
-            pass,
-            gradients,
-            need_dx,
-        )
+        if let Some(table) = place.rope {
+            rope::apply_inverse(&mut dq, self.config.heads, place.positions, table)?;
+            rope::apply_inverse(&mut dk, self.config.kv_heads, place.positions, table)?;
+        }
+        if let (Some([q_norm, k_norm]), Some([normed_q, normed_k])) = (&self.qk_norm, normed) {
+            dq = self.norm_heads_backward(q_norm, dq, normed_q)?;
+            dk = self.norm_heads_backward(k_norm, dk, normed_k)?;
+        }
+        match (&self.qkv, qkv) {
+            (Qkv::Split(linears), SavedQkv::Split(saved)) => linear::backward(
+                x,
+                linears.each_ref(),
+                [&dq, &dk, &dv],
+                saved.each_ref(),
+                pass,
+                gradients,
+                need_dx,
+            ),
+            (Qkv::Fused(linear), SavedQkv::Fused(saved)) => {
+                let d_fused = columns::join([&dq, &dk, &dv])?;
+                linear::backward(x, [linear], [&d_fused], [saved], pass, gradients, need_dx)
+            }
+            _ => Err(Error::Input(
+                "an attention was given what one of another layout saved".into(),
+            )),
+        }
     }
 }

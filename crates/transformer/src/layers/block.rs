@@ -8,8 +8,9 @@ use std::sync::Arc;
 use fuselora_tensor::Tensor;
 
 use super::attention::{self, Attention, KvCache, Place};
+use super::linear::Linear;
 use super::mlp::{self, Mlp};
-use super::norm::Norm;
+use super::norm::{Norm, Statistics};
 use crate::error::Result;
 use crate::lora::{LoraGradients, Pass};
 
@@ -44,14 +45,19 @@ pub enum Saved {
 /// The activations that a block keeps: its two residual sums, and what its parts keep.
 pub struct Activations {
     input: Arc<Tensor>,
-    input_rstd: Tensor,
+    input_statistics: Statistics,
     attention: attention::Saved,
     middle: Arc<Tensor>,
-    middle_rstd: Tensor,
+    middle_statistics: Statistics,
     mlp: mlp::Saved,
 }
 
 impl Block {
+    /// Every projection.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.attention.linears().chain(self.mlp.linears())
+    }
+
     /// One block further; with `checkpoint` only the block's input is kept.
     pub fn forward(
         &self,
@@ -60,8 +66,8 @@ impl Block {
         pass: &Pass<'_>,
         checkpoint: bool,
     ) -> Result<(Residual, Saved)> {
-        let (input, normed, input_rstd) = self.enter(residual)?;
-        let (residual, activations) = self.body(input, normed, input_rstd, place, pass)?;
+        let (input, normed, input_statistics) = self.enter(residual)?;
+        let (residual, activations) = self.body(input, normed, input_statistics, place, pass)?;
         let saved = if checkpoint {
             Saved::Input(activations.input)
         } else {
@@ -88,15 +94,16 @@ impl Block {
         })
     }
 
-    fn enter(&self, residual: Residual) -> Result<(Arc<Tensor>, Tensor, Tensor)> {
+    fn enter(&self, residual: Residual) -> Result<(Arc<Tensor>, Tensor, Statistics)> {
         match &residual.delta {
             Some(delta) => {
-                let (sum, normed, rstd) = self.input_norm.forward_add(&residual.sum, delta)?;
-                Ok((Arc::new(sum), normed, rstd))
+                let (sum, normed, statistics) =
+                    self.input_norm.forward_add(&residual.sum, delta)?;
+                Ok((Arc::new(sum), normed, statistics))
             }
             None => {
-                let (normed, rstd) = self.input_norm.forward(&residual.sum)?;
-                Ok((residual.sum, normed, rstd))
+                let (normed, statistics) = self.input_norm.forward(&residual.sum)?;
+                Ok((residual.sum, normed, statistics))
             }
         }
     }
@@ -105,13 +112,13 @@ impl Block {
         &self,
         input: Arc<Tensor>,
         normed: Tensor,
-        input_rstd: Tensor,
+        input_statistics: Statistics,
         place: &Place<'_>,
         pass: &Pass<'_>,
     ) -> Result<(Residual, Activations)> {
         let (attended, attention) = self.attention.forward(&normed, place, pass)?;
         drop(normed);
-        let (middle, normed, middle_rstd) =
+        let (middle, normed, middle_statistics) =
             self.post_attention_norm.forward_add(&input, &attended)?;
         drop(attended);
         let (delta, mlp) = self.mlp.forward(&normed, pass)?;
@@ -119,10 +126,10 @@ impl Block {
         let sum = middle.clone();
         let activations = Activations {
             input,
-            input_rstd,
+            input_statistics,
             attention,
             middle,
-            middle_rstd,
+            middle_statistics,
             mlp,
         };
         Ok((
@@ -149,36 +156,42 @@ impl Block {
         let activations = match saved {
             Saved::Activations(activations) => *activations,
             Saved::Input(input) => {
-                let (normed, rstd) = self.input_norm.forward(&input)?;
-                self.body(input, normed, rstd, place, pass)?.1
+                let (normed, statistics) = self.input_norm.forward(&input)?;
+                self.body(input, normed, statistics, place, pass)?.1
             }
         };
         let Activations {
             input,
-            input_rstd,
+            input_statistics,
             attention,
             middle,
-            middle_rstd,
+            middle_statistics,
             mlp,
         } = activations;
 
-        let normed = self.post_attention_norm.recompute(&middle, &middle_rstd)?;
+        let normed = self
+            .post_attention_norm
+            .recompute(&middle, &middle_statistics)?;
         if let Some(d_normed) = self
             .mlp
             .backward(d_residual, &normed, mlp, pass, gradients, true)?
         {
-            self.post_attention_norm
-                .backward(&d_normed, &middle, &middle_rstd, d_residual)?;
+            self.post_attention_norm.backward(
+                &d_normed,
+                &middle,
+                &middle_statistics,
+                d_residual,
+            )?;
         }
         drop((normed, middle));
 
-        let normed = self.input_norm.recompute(&input, &input_rstd)?;
+        let normed = self.input_norm.recompute(&input, &input_statistics)?;
         let d_normed = self.attention.backward(
             d_residual, &normed, &attention, place, pass, gradients, need_dx,
         )?;
         if let Some(d_normed) = d_normed {
             self.input_norm
-                .backward(&d_normed, &input, &input_rstd, d_residual)?;
+                .backward(&d_normed, &input, &input_statistics, d_residual)?;
         }
         Ok(())
     }

@@ -10,7 +10,8 @@ mod forward;
 
 pub use dropout::Dropout;
 
-use crate::{DType, Error, Result, Tensor, Weight};
+use crate::{DType, Error, Result, Tensor, Weight, parallel};
+use rayon::prelude::*;
 
 /// One linear layer.
 #[derive(Clone, Copy)]
@@ -109,6 +110,24 @@ pub fn backward(x: &Tensor, mut items: Vec<Backward>, need_dx: bool) -> Result<O
     backward::run(x, &mut items, need_dx)
 }
 
+/// `drop(x)` in memory of its own, `x [tokens, in]` F32: for a frozen weight that reads it too.
+///
+/// # Errors
+/// When the tensor is not F32.
+pub fn dropout(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
+    x.check_dtype("x", DType::F32)?;
+    let mut dropped = x.try_clone()?;
+    let chunks = dropped.as_f32_mut()?.par_chunks_mut(DROPOUT_CHUNK);
+    let chunks = chunks.enumerate();
+    parallel::for_each(chunks, |(chunk, x)| {
+        dropout.apply((chunk * DROPOUT_CHUNK) as u64, x);
+    });
+    Ok(dropped)
+}
+
+/// Elements of a task of [`dropout`]; a multiple of the four that one counter gives.
+const DROPOUT_CHUNK: usize = 1 << 13;
+
 /// `W + scaling·B·A` in F32, `[out, in]`: the weight with its update merged, as PEFT merges it.
 ///
 /// # Errors
@@ -130,7 +149,7 @@ impl Lora<'_> {
         self.a.shape().first().copied().unwrap_or(0)
     }
 
-    fn check(
+    pub(super) fn check(
         &self,
         name: impl Fn(&str) -> String,
         weight: &Weight,
