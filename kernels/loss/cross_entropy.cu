@@ -44,8 +44,9 @@ __device__ void cross_entropy(T *logits, const uint32_t *targets, float *losses,
             sum *= expf(largest - run);
             largest = run;
         }
+        // While all are -infinity there is nothing to be relative to; NaN goes through.
 #pragma unroll
-        for (int j = 0; j < N; ++j) sum += expf(x[j] - largest);
+        for (int j = 0; j < N; ++j) sum += x[j] == -INFINITY ? 0.0f : expf(x[j] - largest);
     });
     float all = block_reduce<Max>(largest, scratch);
     sum = block_reduce<Sum>(sum * expf(largest - all), scratch);

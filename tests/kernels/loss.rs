@@ -97,3 +97,36 @@ proptest! {
         for_every_storage!(cross_entropy(n, vocab, spread, seed));
     }
 }
+
+/// Logits of -infinity take no part, wherever they stand; NaN reaches the loss.
+#[test]
+fn masked_logits_and_nan() {
+    let device = Device::open();
+    let run = |logits: &[f32]| {
+        let mut logits = device.upload(logits);
+        let targets = device.upload(&[1030u32]);
+        let (mut losses, mut total) = (device.output::<f32>(1), device.upload(&[0.0f32]));
+        let shape = LossShape {
+            vocab: 1032,
+            grad_scale: 1.0,
+        };
+        cross_entropy_backward(
+            &device.kernels,
+            shape,
+            device.operand_mut(&mut logits),
+            device.operand(&targets),
+            device.operand_mut(&mut losses),
+            device.operand_mut(&mut total),
+        )
+        .unwrap();
+        (device.download(&total)[0], device.download(&logits))
+    };
+    let mut logits = vec![f32::NEG_INFINITY; 1032];
+    (logits[0], logits[1030]) = (2.0, 2.0);
+    let (loss, gradient) = run(&logits);
+    assert!((loss - 2f32.ln()).abs() < 1e-6, "{loss}");
+    assert!((gradient[0] - 0.5).abs() < 1e-6 && (gradient[1030] + 0.5).abs() < 1e-6);
+    assert!((1..1030).all(|i| gradient[i] == 0.0));
+    logits[5] = f32::NAN;
+    assert!(run(&logits).0.is_nan());
+}
