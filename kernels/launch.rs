@@ -79,6 +79,7 @@ pub struct Kernels {
 struct Loaded {
     modules: HashMap<&'static str, Arc<CudaModule>>,
     functions: HashMap<&'static str, CudaFunction>,
+    last: Option<&'static str>,
 }
 
 impl Kernels {
@@ -104,12 +105,19 @@ impl Kernels {
         self.capability
     }
 
+    /// The name of the kernel that was last asked for, which is the one last launched.
+    pub fn last(&self) -> Option<&'static str> {
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.last
+    }
+
     /// The function to launch for `kernel`.
     ///
     /// # Errors
     /// When the device is not one that the kernel was compiled for, or the driver refuses its module.
     pub fn function(&self, kernel: &'static Kernel) -> Result<CudaFunction, LaunchError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.last = Some(kernel.name);
         if let Some(function) = loaded.functions.get(kernel.name) {
             return Ok(function.clone());
         }

@@ -74,6 +74,12 @@ pub mod modules {
             self.source.split('/').next().unwrap_or(self.source)
         }
 
+        /// The version of the PTX language, such as `9.0`, which the driver must know.
+        pub fn ptx_version(&self) -> &'static str {
+            let versions = |line: &'static str| line.strip_prefix(".version ");
+            self.ptx.lines().find_map(versions).unwrap_or("unknown")
+        }
+
         /// Whether a device of this compute capability can run it.
         pub fn runs_on(&self, capability: (i32, i32)) -> bool {
             if self.exact {

@@ -6,7 +6,7 @@
 //           p -= step_size m / (sqrt(v) inv_sqrt_correction2 + eps),  step_size = lr / (1 - beta1^t)
 //
 // as PyTorch's AdamW and clip_grad_norm_ compute it. The norm is read from the device, so the host never
-// waits for it.
+// waits for it; where it is not finite, adamw changes nothing.
 //
 // Layouts   a table of up to OPTIMIZER_TENSORS tensors by value; p, g, m, v [elements] f32 each.
 // Launch    OPTIMIZER_THREADS threads per block, OPTIMIZER_CHUNK elements of one tensor per block; a block
@@ -77,6 +77,7 @@ extern "C" __global__ void __launch_bounds__(OPTIMIZER_THREADS)
 
 extern "C" __global__ void __launch_bounds__(OPTIMIZER_THREADS)
     adamw(const __grid_constant__ OptimizerTable table, const __grid_constant__ AdamWStep step, const float *norm) {
+    if (!isfinite(*norm)) return;
     Chunk chunk(table);
     float *param = reinterpret_cast<float *>(chunk.tensor.param);
     const float *grad = reinterpret_cast<const float *>(chunk.tensor.grad);

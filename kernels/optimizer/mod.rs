@@ -86,7 +86,8 @@ pub fn gradient_norm(
 }
 
 /// AdamW as PyTorch computes it, after clipping the gradients by `norm [1]` f32, which [`gradient_norm`] wrote:
-/// `g *= min(1, max_grad_norm/(norm + 1e-6))` where `max_grad_norm > 0`.
+/// `g *= min(1, max_grad_norm/(norm + 1e-6))` where `max_grad_norm > 0`. Where the norm is not finite, nothing is
+/// changed.
 ///
 /// # Errors
 /// When the tensors of a parameter are not f32, differ in length, do not start at a multiple of 16 bytes or have

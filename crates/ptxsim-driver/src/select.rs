@@ -159,7 +159,14 @@ fn find() -> Result<PathBuf, SelectError> {
     let program = std::env::current_exe().unwrap_or_default();
     let beside = program.parent().map(PathBuf::from).unwrap_or_default();
     let places = vec![beside.join(LIBRARY), beside.join("deps").join(LIBRARY)];
-    match places.iter().find(|place| place.is_file()) {
+    // Cargo puts it into both when it builds the crate itself, and only into the second when it builds another that
+    // depends on it: the first is then of an earlier build.
+    let built = |place: &&PathBuf| place.metadata().and_then(|file| file.modified()).ok();
+    match places
+        .iter()
+        .filter(|place| place.is_file())
+        .max_by_key(built)
+    {
         Some(place) => Ok(place.clone()),
         None => Err(SelectError::NotFound(places)),
     }

@@ -1,6 +1,6 @@
 //! The checks that every operation makes before it touches data. Each error names the tensor.
 
-use crate::{DType, Error, Result, Shape, Tensor, Weight};
+use crate::{DType, Device, Error, Result, Shape, Tensor, Weight, tensor::Largest};
 
 impl Tensor {
     pub(crate) fn check_shape(&self, name: &str, expected: &[usize]) -> Result<()> {
@@ -20,6 +20,17 @@ impl Tensor {
                 name: name.into(),
                 expected: expected.to_string(),
                 found: self.dtype(),
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_device(&self, name: &str, expected: &Device) -> Result<()> {
+        if !self.device().is_same(expected) {
+            return Err(Error::Device {
+                name: name.into(),
+                expected: expected.to_string(),
+                found: self.device().to_string(),
             });
         }
         Ok(())
@@ -68,17 +79,32 @@ impl Weight {
         tensor.check_float(name)?;
         tensor.matrix(name, "[out_features, in_features]")
     }
+
+    pub(crate) fn check_device(&self, name: &str, expected: &Device) -> Result<()> {
+        let Weight::Dense(tensor) = self;
+        tensor.check_device(name, expected)
+    }
 }
 
-/// Checks that each of `indices` is below `limit`.
-pub(crate) fn indices(name: &str, indices: &[u32], limit: usize) -> Result<()> {
-    match indices.iter().position(|&index| index as usize >= limit) {
-        None => Ok(()),
-        Some(position) => Err(Error::Index {
+/// Checks that all of `tensors`, each with its name, are on `device`.
+pub(crate) fn devices<const N: usize>(
+    device: &Device,
+    tensors: [(&str, &Tensor); N],
+) -> Result<()> {
+    tensors
+        .into_iter()
+        .try_for_each(|(name, tensor)| tensor.check_device(name, device))
+}
+
+/// Checks that each element of a U32 tensor is below `limit`.
+pub(crate) fn indices(name: &str, tensor: &Tensor, limit: usize) -> Result<()> {
+    match tensor.largest_index(name)? {
+        Some(Largest { index, position }) if index as usize >= limit => Err(Error::Index {
             name: name.into(),
             position,
-            index: indices[position] as usize,
+            index: index as usize,
             limit,
         }),
+        _ => Ok(()),
     }
 }

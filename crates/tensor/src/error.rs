@@ -1,4 +1,4 @@
-use crate::{DType, Shape};
+use crate::{DType, Held, Shape, pool::size};
 
 /// What a tensor operation returns.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -54,13 +54,50 @@ pub enum Error {
     #[error("a tensor of shape {0} is too large to address")]
     TooLarge(Shape),
     /// The device has no memory left.
-    #[error("out of memory: no room for {bytes} bytes more on the {device}")]
+    #[error("out of memory: no room for {} more on {device}, where these are held: {held}", size(*.bytes as u64))]
     OutOfMemory {
         /// Bytes asked for.
         bytes: usize,
         /// The device.
-        device: &'static str,
+        device: String,
+        /// What its memory is held for.
+        held: Held,
     },
+    /// A tensor is on another device than the operation, or the other tensors, need.
+    #[error("{name}: expected on {expected}, found on {found}")]
+    Device {
+        /// The tensor, as the operation calls it.
+        name: String,
+        /// The device that would fit.
+        expected: String,
+        /// The device it is on.
+        found: String,
+    },
+    /// There is no CUDA driver.
+    #[error("no CUDA driver was found on this machine: install NVIDIA's driver, or use the CPU")]
+    NoDriver,
+    /// There is no CUDA device of this number.
+    #[error("there is no device cuda:{ordinal}: this machine has {count}, counted from cuda:0")]
+    NoDevice {
+        /// The number asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// The CUDA driver is older than the compiler of the kernels.
+    #[error(
+        "the NVIDIA driver supports CUDA {supports}, which is older than the kernels' PTX {ptx}: update the driver, or \
+         build with the nvcc of that CUDA version (set NVCC)"
+    )]
+    OldDriver {
+        /// The CUDA version that the driver supports.
+        supports: String,
+        /// The version of the kernels' PTX.
+        ptx: String,
+    },
+    /// A kernel could not be launched, or the device failed; the message names the kernel.
+    #[error("{0}")]
+    Cuda(String),
     /// A tensor that is a read-only view of shared memory was to be changed.
     #[error("{name}: a tensor over shared memory is read-only; clone it first")]
     ReadOnly {

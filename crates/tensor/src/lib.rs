@@ -10,6 +10,8 @@ compile_error!("tensor storage is little endian");
 
 mod check;
 mod convert;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod device;
 mod dtype;
 mod error;
@@ -24,10 +26,10 @@ mod simd;
 mod tensor;
 mod weight;
 
-pub use device::Device;
+pub use device::{Device, Holding};
 pub use dtype::DType;
 pub use error::{Error, Result};
-pub use pool::MemoryUse;
+pub use pool::{Held, MemoryUse, Purpose};
 pub use shape::Shape;
 pub use tensor::Tensor;
 pub use weight::Weight;

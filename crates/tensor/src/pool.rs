@@ -2,9 +2,81 @@ use crate::{Error, Result};
 use bytemuck::{Pod, Zeroable};
 use std::{
     collections::BTreeMap,
-    mem,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+
+/// What memory is held for. A device hands memory out for one purpose at a time, see [`crate::Device::hold`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Frozen weights.
+    Weights,
+    /// An adapter's parameters and their gradients.
+    Adapter,
+    /// The optimizer's state.
+    Optimizer,
+    /// Everything that a pass makes, unless something else is said.
+    Activations,
+    /// What an operation needs only while it runs.
+    Workspace,
+}
+
+impl Purpose {
+    /// Every purpose, in the order of [`Held`].
+    pub const ALL: [Purpose; 5] = [
+        Purpose::Weights,
+        Purpose::Adapter,
+        Purpose::Optimizer,
+        Purpose::Activations,
+        Purpose::Workspace,
+    ];
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Purpose::Weights => "weights",
+            Purpose::Adapter => "adapter",
+            Purpose::Optimizer => "optimizer",
+            Purpose::Activations => "activations",
+            Purpose::Workspace => "workspace",
+        })
+    }
+}
+
+/// Bytes by purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Held([u64; Purpose::ALL.len()]);
+
+impl Held {
+    /// Bytes held for one purpose.
+    pub fn of(&self, purpose: Purpose) -> u64 {
+        self.0[purpose as usize]
+    }
+}
+
+/// `weights 513 MiB, activations 12 MiB`, without what holds nothing.
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for purpose in Purpose::ALL {
+            if self.of(purpose) > 0 {
+                write!(f, "{separator}{purpose} {}", size(self.of(purpose)))?;
+                separator = ", ";
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes in a unit that suits them.
+pub(crate) fn size(bytes: u64) -> String {
+    match bytes {
+        0..0x400 => format!("{bytes} bytes"),
+        0x400..0x10_0000 => format!("{} KiB", bytes >> 10),
+        _ => format!("{} MiB", bytes >> 20),
+    }
+}
 
 /// How many bytes a device's tensors take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -15,57 +87,122 @@ pub struct MemoryUse {
     pub peak: u64,
     /// Bytes of buffers kept for reuse.
     pub cached: u64,
+    /// What `current` is held for.
+    pub held: Held,
+    /// What `peak` was held for.
+    pub held_at_peak: Held,
 }
 
 /// A cache line: the unit and the alignment of every buffer.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
-struct Line([u8; LINE]);
+pub(crate) struct Line([u8; LINE]);
 
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
-/// Keeps the memory of dropped buffers, because fresh pages cost more than the arithmetic done on them:
-/// the system zeroes each one and faults it in.
-#[derive(Default)]
-pub(crate) struct Pool {
-    state: Mutex<State>,
+/// Where a pool's blocks come from.
+pub(crate) trait Source {
+    /// Memory of its own, given back when dropped.
+    type Block;
+
+    /// A block of `lines` cache lines, their values unspecified; nothing where there is no room.
+    fn allocate(&self, lines: usize) -> Result<Option<Self::Block>>;
+
+    /// The error of a source that has no room for `bytes`.
+    fn exhausted(&self, bytes: usize, memory: &MemoryUse) -> Error;
 }
 
+/// The memory of the CPU.
 #[derive(Default)]
-struct State {
+pub(crate) struct Heap;
+
+impl Source for Heap {
+    type Block = Vec<Line>;
+
+    fn allocate(&self, lines: usize) -> Result<Option<Vec<Line>>> {
+        Ok(bytemuck::allocation::try_zeroed_vec(lines).ok())
+    }
+
+    fn exhausted(&self, bytes: usize, memory: &MemoryUse) -> Error {
+        Error::OutOfMemory {
+            bytes,
+            device: "the cpu".into(),
+            held: memory.held,
+        }
+    }
+}
+
+/// Keeps the memory of dropped buffers. On the CPU fresh pages cost more than the arithmetic done on them, because
+/// the system zeroes each one and faults it in; on a GPU an allocation waits for all work before it.
+pub(crate) struct Pool<S: Source> {
+    source: S,
+    state: Mutex<State<S::Block>>,
+}
+
+struct State<Block> {
     memory: MemoryUse,
+    purpose: Purpose,
     /// Free blocks by their number of lines.
-    free: BTreeMap<usize, Vec<Vec<Line>>>,
+    free: BTreeMap<usize, Vec<Block>>,
 }
 
-impl Pool {
-    /// A buffer of `bytes` bytes, their values unspecified.
-    pub fn take(self: &Arc<Pool>, bytes: usize) -> Result<Buffer> {
+impl<S: Source> Pool<S> {
+    pub fn new(source: S) -> Arc<Pool<S>> {
+        let state = Mutex::new(State {
+            memory: MemoryUse::default(),
+            purpose: Purpose::Activations,
+            free: BTreeMap::new(),
+        });
+        Arc::new(Pool { source, state })
+    }
+
+    /// A buffer of `bytes` bytes, their values unspecified, for `purpose` or what memory is now handed out for.
+    pub fn take(self: &Arc<Pool<S>>, bytes: usize, purpose: Option<Purpose>) -> Result<Buffer<S>> {
         let wanted = size_class(bytes);
         let mut state = self.lock();
         let reused = state
             .free
             .range_mut(wanted..=wanted.saturating_mul(2))
-            .find_map(|(_, blocks)| blocks.pop());
-        let lines = match reused {
-            Some(lines) => {
-                state.memory.cached -= (lines.len() * LINE) as u64;
-                lines
+            .find_map(|(&lines, blocks)| Some((lines, blocks.pop()?)));
+        let (lines, block) = match reused {
+            Some((lines, block)) => {
+                state.memory.cached -= (lines * LINE) as u64;
+                (lines, Some(block))
             }
-            None => {
-                bytemuck::allocation::try_zeroed_vec(wanted).map_err(|()| Error::OutOfMemory {
-                    bytes,
-                    device: "cpu",
-                })?
-            }
+            None if wanted == 0 => (0, None),
+            None => (wanted, Some(self.allocate(&mut state, wanted, bytes)?)),
         };
-        state.memory.current += bytes as u64;
-        state.memory.peak = state.memory.peak.max(state.memory.current);
+        let purpose = purpose.unwrap_or(state.purpose);
+        let memory = &mut state.memory;
+        memory.current += bytes as u64;
+        memory.held.0[purpose as usize] += bytes as u64;
+        if memory.current > memory.peak {
+            (memory.peak, memory.held_at_peak) = (memory.current, memory.held);
+        }
         Ok(Buffer {
+            block,
             lines,
             bytes,
+            purpose,
             pool: self.clone(),
         })
+    }
+
+    /// A fresh block, for which kept ones make room if need be.
+    fn allocate(
+        &self,
+        state: &mut State<S::Block>,
+        lines: usize,
+        bytes: usize,
+    ) -> Result<S::Block> {
+        if let Some(block) = self.source.allocate(lines)? {
+            return Ok(block);
+        }
+        state.free.clear();
+        state.memory.cached = 0;
+        self.source
+            .allocate(lines)?
+            .ok_or_else(|| self.source.exhausted(bytes, &state.memory))
     }
 
     pub fn memory(&self) -> MemoryUse {
@@ -74,7 +211,7 @@ impl Pool {
 
     pub fn reset_peak(&self) {
         let memory = &mut self.lock().memory;
-        memory.peak = memory.current;
+        (memory.peak, memory.held_at_peak) = (memory.current, memory.held);
     }
 
     pub fn trim(&self) {
@@ -83,18 +220,25 @@ impl Pool {
         state.memory.cached = 0;
     }
 
-    fn give_back(&self, lines: Vec<Line>, bytes: usize) {
+    /// What memory is handed out for from now on; returns what it was until now.
+    pub fn hold(&self, purpose: Purpose) -> Purpose {
+        std::mem::replace(&mut self.lock().purpose, purpose)
+    }
+
+    fn give_back(&self, buffer: &mut Buffer<S>) {
         let mut state = self.lock();
-        state.memory.current -= bytes as u64;
-        let size = (lines.len() * LINE) as u64;
+        state.memory.current -= buffer.bytes as u64;
+        state.memory.held.0[buffer.purpose as usize] -= buffer.bytes as u64;
+        let size = (buffer.lines * LINE) as u64;
         // Batches of ever new sizes must not pile up blocks that nobody asks for again.
-        if size > 0 && state.memory.cached + size <= state.memory.peak.max(SMALL_CACHE) {
+        if state.memory.cached + size <= state.memory.peak.max(SMALL_CACHE) {
+            let kept = buffer.block.take();
             state.memory.cached += size;
-            state.free.entry(lines.len()).or_default().push(lines);
+            state.free.entry(buffer.lines).or_default().extend(kept);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<S::Block>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -109,20 +253,39 @@ fn size_class(bytes: usize) -> usize {
     lines.next_multiple_of(step)
 }
 
-/// Memory on loan from a [`Pool`], aligned to a cache line.
-pub(crate) struct Buffer {
-    lines: Vec<Line>,
+/// Memory on loan from a [`Pool`], aligned to a cache line at least.
+pub(crate) struct Buffer<S: Source> {
+    /// Nothing where there are no bytes.
+    block: Option<S::Block>,
+    lines: usize,
     bytes: usize,
-    pool: Arc<Pool>,
+    purpose: Purpose,
+    pool: Arc<Pool<S>>,
 }
 
-impl Buffer {
+impl<S: Source> Buffer<S> {
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn block(&self) -> Option<&S::Block> {
+        self.block.as_ref()
+    }
+
+    pub fn block_mut(&mut self) -> Option<&mut S::Block> {
+        self.block.as_mut()
+    }
+}
+
+impl Buffer<Heap> {
     pub fn bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.lines)[..self.bytes]
+        let lines = self.block.as_deref().unwrap_or_default();
+        &bytemuck::cast_slice(lines)[..self.bytes]
     }
 
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.bytes]
+        let lines = self.block.as_deref_mut().unwrap_or_default();
+        &mut bytemuck::cast_slice_mut(lines)[..self.bytes]
     }
 
     pub fn f32_mut(&mut self) -> &mut [f32] {
@@ -130,9 +293,9 @@ impl Buffer {
     }
 }
 
-impl Drop for Buffer {
+impl<S: Source> Drop for Buffer<S> {
     fn drop(&mut self) {
-        self.pool.give_back(mem::take(&mut self.lines), self.bytes);
+        self.pool.clone().give_back(self);
     }
 }
 
@@ -140,45 +303,58 @@ impl Drop for Buffer {
 mod tests {
     use super::*;
 
+    fn pool() -> Arc<Pool<Heap>> {
+        Pool::new(Heap)
+    }
+
     #[test]
     fn a_dropped_buffer_is_reused() {
-        let pool = Arc::new(Pool::default());
-        let first = pool.take(1000).unwrap();
+        let pool = pool();
+        let use_now = || {
+            let memory = pool.memory();
+            (memory.current, memory.peak, memory.cached)
+        };
+        let first = pool.take(1000, None).unwrap();
         let address = first.bytes().as_ptr();
         drop(first);
-        assert_eq!(
-            pool.memory(),
-            MemoryUse {
-                current: 0,
-                peak: 1000,
-                cached: 1024
-            }
-        );
-        let second = pool.take(990).unwrap();
+        assert_eq!(use_now(), (0, 1000, 1024));
+        let second = pool.take(990, None).unwrap();
         assert_eq!(second.bytes().as_ptr(), address);
+        assert_eq!(use_now(), (990, 1000, 0));
+    }
+
+    #[test]
+    fn memory_is_counted_by_purpose() {
+        let pool = pool();
+        assert_eq!(pool.hold(Purpose::Weights), Purpose::Activations);
+        let weights = pool.take(3000, None).unwrap();
+        pool.hold(Purpose::Activations);
+        let activations = pool.take(200, None).unwrap();
+        let workspace = pool.take(50, Some(Purpose::Workspace)).unwrap();
+        drop((activations, workspace));
+        let memory = pool.memory();
+        assert_eq!(memory.held.to_string(), "weights 2 KiB");
         assert_eq!(
-            pool.memory(),
-            MemoryUse {
-                current: 990,
-                peak: 1000,
-                cached: 0
-            }
+            memory.held_at_peak.to_string(),
+            "weights 2 KiB, activations 200 bytes, workspace 50 bytes"
         );
+        drop(weights);
+        assert_eq!(pool.memory().held, Held::default());
     }
 
     #[test]
     fn a_buffer_far_too_large_is_not_reused() {
-        let pool = Arc::new(Pool::default());
-        drop(pool.take(1 << 20).unwrap());
-        let small = pool.take(64).unwrap();
-        assert_eq!(small.lines.len(), 1);
+        let pool = pool();
+        drop(pool.take(1 << 20, None).unwrap());
+        let small = pool.take(64, None).unwrap();
+        assert_eq!(small.lines, 1);
     }
 
     #[test]
     fn the_cache_stays_below_the_peak() {
-        let pool = Arc::new(Pool::default());
+        let pool = pool();
         for size in 1..40 {
-            drop(pool.take(size << 20).unwrap());
+            drop(pool.take(size << 20, None).unwrap());
         }
         assert!(
             pool.memory().cached <= pool.memory().peak,
@@ -203,9 +379,9 @@ mod tests {
 
     #[test]
     fn too_much_memory_is_an_error() {
-        let pool = Arc::new(Pool::default());
+        let pool = pool();
         assert!(matches!(
-            pool.take(usize::MAX / 4),
+            pool.take(usize::MAX / 4, None),
             Err(Error::OutOfMemory { .. })
         ));
         assert_eq!(pool.memory().current, 0);

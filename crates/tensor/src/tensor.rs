@@ -1,4 +1,10 @@
-use crate::{DType, Device, Error, Result, Shape, convert, pool::Buffer};
+#[cfg(feature = "cuda")]
+use crate::cuda;
+use crate::{
+    DType, Device, Error, Purpose, Result, Shape, convert,
+    device::Backend,
+    pool::{Buffer, Heap},
+};
 use bytes::Bytes;
 use std::fmt;
 
@@ -13,9 +19,39 @@ pub struct Tensor {
 }
 
 enum Storage {
-    Owned(Buffer),
+    Owned(Buffer<Heap>),
     /// Memory that others see too, such as a mapped file: aligned to the element type and read-only.
     Shared(Bytes),
+    #[cfg(feature = "cuda")]
+    Cuda {
+        buffer: cuda::Buffer,
+        /// The largest of the indices that were copied from the host: so they are checked before a kernel reads
+        /// them, and without asking the device.
+        largest: Option<Largest>,
+    },
+}
+
+/// The largest of a tensor of indices.
+#[derive(Clone, Copy)]
+pub(crate) struct Largest {
+    pub index: u32,
+    pub position: usize,
+}
+
+impl Largest {
+    pub fn of(indices: &[u32]) -> Option<Largest> {
+        let mut indexed = indices.iter().enumerate();
+        let (mut position, mut index) = indexed.next()?;
+        for (at, candidate) in indexed {
+            if candidate > index {
+                (position, index) = (at, candidate);
+            }
+        }
+        Some(Largest {
+            index: *index,
+            position,
+        })
+    }
 }
 
 impl Tensor {
@@ -24,13 +60,39 @@ impl Tensor {
     /// # Errors
     /// When the shape is too large to address or the device has no room.
     pub fn empty(device: &Device, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
-        let shape = shape.into();
-        let buffer = device.allocate(size_in_bytes(&shape, dtype)?)?;
+        Tensor::new(device, shape.into(), dtype, None)
+    }
+
+    /// A tensor of unspecified values that an operation needs while it runs.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn workspace(
+        device: &Device,
+        shape: impl Into<Shape>,
+        dtype: DType,
+    ) -> Result<Tensor> {
+        Tensor::new(device, shape.into(), dtype, Some(Purpose::Workspace))
+    }
+
+    fn new(
+        device: &Device,
+        shape: Shape,
+        dtype: DType,
+        purpose: Option<Purpose>,
+    ) -> Result<Tensor> {
+        let bytes = size_in_bytes(&shape, dtype)?;
+        let storage = match device.backend() {
+            Backend::Cpu(pool) => Storage::Owned(pool.take(bytes, purpose)?),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(cuda) => Storage::Cuda {
+                buffer: cuda.pool().take(bytes, purpose)?,
+                largest: None,
+            },
+        };
         Ok(Tensor {
             shape,
             dtype,
             device: device.clone(),
-            storage: Storage::Owned(buffer),
+            storage,
         })
     }
 
@@ -49,9 +111,9 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::empty`].
     pub fn full_f32(device: &Device, shape: impl Into<Shape>, value: f32) -> Result<Tensor> {
-        let mut tensor = Tensor::empty(device, shape, DType::F32)?;
-        tensor.as_f32_mut()?.fill(value);
-        Ok(tensor)
+        let shape = shape.into();
+        let count = size_in_bytes(&shape, DType::F32)? / size_of::<f32>();
+        Tensor::from_f32(device, shape, &vec![value; count])
     }
 
     /// An F32 tensor with a copy of `values`.
@@ -83,7 +145,7 @@ impl Tensor {
         let shape = shape.into();
         check_length(&shape, dtype, bytes.len())?;
         let mut tensor = Tensor::empty(device, shape, dtype)?;
-        tensor.bytes_mut("tensor")?.copy_from_slice(bytes);
+        tensor.write(bytes)?;
         Ok(tensor)
     }
 
@@ -100,7 +162,7 @@ impl Tensor {
     ) -> Result<Tensor> {
         let shape = shape.into();
         check_length(&shape, dtype, bytes.len())?;
-        if bytes.as_ptr().align_offset(dtype.size_in_bytes()) != 0 {
+        if !device.is_cpu() || bytes.as_ptr().align_offset(dtype.size_in_bytes()) != 0 {
             return Tensor::from_bytes(device, shape, dtype, &bytes);
         }
         Ok(Tensor {
@@ -128,31 +190,40 @@ impl Tensor {
 
     /// The number of elements.
     pub fn element_count(&self) -> usize {
-        self.bytes().len() / self.dtype.size_in_bytes()
+        self.size_in_bytes() / self.dtype.size_in_bytes()
     }
 
     /// Bytes that the elements take.
     pub fn size_in_bytes(&self) -> usize {
-        self.bytes().len()
+        match &self.storage {
+            Storage::Owned(buffer) => buffer.len(),
+            Storage::Shared(bytes) => bytes.len(),
+            #[cfg(feature = "cuda")]
+            Storage::Cuda { buffer, .. } => buffer.len(),
+        }
     }
 
     /// The elements as f32, on the host, from any float type.
     ///
     /// # Errors
-    /// When the elements are not floats.
+    /// When the elements are not floats, or the device cannot be read.
     pub fn to_f32_vec(&self) -> Result<Vec<f32>> {
         self.check_float("tensor")?;
+        if !self.device.is_cpu() {
+            return self.to_device(&Device::cpu())?.to_f32_vec();
+        }
         let mut values = vec![0.0; self.element_count()];
-        convert::decode(self.dtype, self.bytes(), &mut values);
+        convert::decode(self.dtype, self.bytes("tensor")?, &mut values);
         Ok(values)
     }
 
     /// The elements of a U32 tensor, on the host.
     ///
     /// # Errors
-    /// When the data type is not U32.
+    /// When the data type is not U32, or the device cannot be read.
     pub fn to_u32_vec(&self) -> Result<Vec<u32>> {
-        Ok(self.as_u32()?.to_vec())
+        self.check_dtype("tensor", DType::U32)?;
+        Ok(bytemuck::pod_collect_to_vec(&self.to_bytes()?))
     }
 
     /// The elements' little-endian bytes, on the host.
@@ -160,7 +231,9 @@ impl Tensor {
     /// # Errors
     /// When the device cannot be read.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        Ok(self.bytes().to_vec())
+        let mut bytes = vec![0; self.size_in_bytes()];
+        self.read(&mut bytes)?;
+        Ok(bytes)
     }
 
     /// A copy with another float type, rounded to nearest even.
@@ -174,11 +247,19 @@ impl Tensor {
         self.check_float("tensor")?;
         let mut out = Tensor::empty(&self.device, &self.shape, dtype)?;
         out.check_float("cast target")?;
+        #[cfg(feature = "cuda")]
+        if !self.device.is_cpu() {
+            self.device.launch(|kernels| {
+                fuselora_kernels::elementwise::cast(kernels, self.operand(), out.operand_mut())
+            })?;
+            return Ok(out);
+        }
+        let bytes = self.bytes("tensor")?;
         match (self.dtype, dtype) {
             (DType::F32, _) => {
                 convert::encode(self.as_f32()?, dtype, out.bytes_mut("cast target")?)
             }
-            (_, DType::F32) => convert::decode(self.dtype, self.bytes(), out.as_f32_mut()?),
+            (_, DType::F32) => convert::decode(self.dtype, bytes, out.as_f32_mut()?),
             _ => convert::encode(&self.to_f32_vec()?, dtype, out.bytes_mut("cast target")?),
         }
         Ok(out)
@@ -197,7 +278,9 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::empty`].
     pub fn to_device(&self, device: &Device) -> Result<Tensor> {
-        Tensor::from_bytes(device, &self.shape, self.dtype, self.bytes())
+        let mut copy = Tensor::empty(device, &self.shape, self.dtype)?;
+        copy.copy_from(self)?;
+        Ok(copy)
     }
 
     /// The same elements in another shape.
@@ -225,18 +308,73 @@ impl Tensor {
     /// # Errors
     /// When the tensor is a read-only view of shared memory.
     pub fn fill_zero(&mut self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let (Storage::Cuda { buffer, .. }, Backend::Cuda(cuda)) =
+            (&mut self.storage, self.device.backend())
+        {
+            return cuda.fill_zero(buffer);
+        }
         self.bytes_mut("tensor")?.fill(0);
         Ok(())
     }
 
-    /// Copies the elements of `source`, which has the same shape and data type.
+    /// Copies the elements of `source`, which has the same shape and data type and may be on another device.
     ///
     /// # Errors
     /// When shape or data type differ, or this tensor is a read-only view of shared memory.
     pub fn copy_from(&mut self, source: &Tensor) -> Result<()> {
         source.check_shape("source", &self.shape)?;
         source.check_dtype("source", self.dtype)?;
-        self.bytes_mut("target")?.copy_from_slice(source.bytes());
+        match (self.device.is_cpu(), source.device.is_cpu()) {
+            (_, true) => self.write(source.bytes("source")?),
+            (true, false) => source.read(self.bytes_mut("target")?),
+            (false, false) if self.device.is_same(&source.device) => self.copy_bytes(0, source),
+            (false, false) => self.write(&source.to_bytes()?),
+        }
+    }
+
+    /// Copies all elements of `source`, on the same device, over those from byte `offset` on.
+    pub(crate) fn copy_bytes(&mut self, offset: usize, source: &Tensor) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let (Storage::Cuda { buffer, largest }, Backend::Cuda(cuda)) =
+            (&mut self.storage, self.device.backend())
+            && let Storage::Cuda {
+                buffer: source,
+                largest: of_source,
+            } = &source.storage
+        {
+            *largest = *of_source;
+            return cuda.copy(source, buffer, offset);
+        }
+        let source = source.bytes("source")?;
+        self.bytes_mut("target")?[offset..][..source.len()].copy_from_slice(source);
+        Ok(())
+    }
+
+    /// Copies the elements' bytes to the host.
+    fn read(&self, bytes: &mut [u8]) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let (Storage::Cuda { buffer, .. }, Backend::Cuda(cuda)) =
+            (&self.storage, self.device.backend())
+        {
+            return cuda.download(buffer, bytes);
+        }
+        bytes.copy_from_slice(self.bytes("tensor")?);
+        Ok(())
+    }
+
+    /// Copies the elements' bytes, all of them, from the host.
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let (Storage::Cuda { buffer, largest }, Backend::Cuda(cuda)) =
+            (&mut self.storage, self.device.backend())
+        {
+            if self.dtype == DType::U32 {
+                *largest = Largest::of(&bytemuck::pod_collect_to_vec::<u8, u32>(bytes));
+            }
+            return cuda.upload(bytes, buffer);
+        }
+        self.bytes_mut("tensor")?.copy_from_slice(bytes);
         Ok(())
     }
 
@@ -264,23 +402,67 @@ impl Tensor {
         self.u32("tensor")
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self, name: &str) -> Result<&[u8]> {
         match &self.storage {
-            Storage::Owned(buffer) => buffer.bytes(),
-            Storage::Shared(bytes) => bytes,
+            Storage::Owned(buffer) => Ok(buffer.bytes()),
+            Storage::Shared(bytes) => Ok(bytes),
+            #[cfg(feature = "cuda")]
+            Storage::Cuda { .. } => Err(self.not_on_the_cpu(name)),
         }
     }
 
     pub(crate) fn bytes_mut(&mut self, name: &str) -> Result<&mut [u8]> {
+        #[cfg(feature = "cuda")]
+        if matches!(self.storage, Storage::Cuda { .. }) {
+            return Err(self.not_on_the_cpu(name));
+        }
         match &mut self.storage {
             Storage::Owned(buffer) => Ok(buffer.bytes_mut()),
-            Storage::Shared(_) => Err(Error::ReadOnly { name: name.into() }),
+            _ => Err(Error::ReadOnly { name: name.into() }),
+        }
+    }
+
+    /// The largest element of a U32 tensor, and where it stands. On a CUDA device it is known from the last copy from
+    /// the host: no operation writes indices.
+    pub(crate) fn largest_index(&self, name: &str) -> Result<Option<Largest>> {
+        self.check_dtype(name, DType::U32)?;
+        #[cfg(feature = "cuda")]
+        if let Storage::Cuda { largest, .. } = &self.storage {
+            return Ok(*largest);
+        }
+        Ok(Largest::of(self.u32(name)?))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn not_on_the_cpu(&self, name: &str) -> Error {
+        Error::Device {
+            name: name.into(),
+            expected: "the cpu".into(),
+            found: self.device.to_string(),
+        }
+    }
+
+    /// The elements for a kernel that reads them; those of a tensor that is elsewhere are none.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn operand(&self) -> fuselora_kernels::Operand<'_> {
+        match &self.storage {
+            Storage::Cuda { buffer, .. } => cuda::operand(buffer, self.dtype),
+            _ => cuda::no_operand(self.dtype),
+        }
+    }
+
+    /// The elements for a kernel that writes them; those of a tensor that is elsewhere are none.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn operand_mut(&mut self) -> fuselora_kernels::OperandMut<'_> {
+        match &mut self.storage {
+            Storage::Cuda { buffer, .. } => cuda::operand_mut(buffer, self.dtype),
+            _ => cuda::no_operand_mut(self.dtype),
         }
     }
 
     pub(crate) fn f32(&self, name: &str) -> Result<&[f32]> {
         self.check_dtype(name, DType::F32)?;
-        Ok(bytemuck::cast_slice(self.bytes()))
+        Ok(bytemuck::cast_slice(self.bytes(name)?))
     }
 
     pub(crate) fn f32_mut(&mut self, name: &str) -> Result<&mut [f32]> {
@@ -290,7 +472,7 @@ impl Tensor {
 
     pub(crate) fn u32(&self, name: &str) -> Result<&[u32]> {
         self.check_dtype(name, DType::U32)?;
-        Ok(bytemuck::cast_slice(self.bytes()))
+        Ok(bytemuck::cast_slice(self.bytes(name)?))
     }
 }
 

@@ -1,4 +1,4 @@
-use crate::{DType, Error, Result, Shape, Tensor, convert};
+use crate::{Device, Error, Result, Shape, Tensor, convert};
 use std::ops::Range;
 
 /// A frozen weight as it is stored, `[out_features, in_features]`.
@@ -53,6 +53,7 @@ impl Weight {
                 out.len()
             )));
         }
+        self.check_device("weight", &Device::cpu())?;
         self.decode(range.start * columns..range.end * columns, out);
         Ok(())
     }
@@ -60,16 +61,20 @@ impl Weight {
     /// The elements where they are stored as f32, and nothing where they need decoding.
     pub(crate) fn as_f32(&self) -> Option<&[f32]> {
         let Weight::Dense(tensor) = self;
-        (tensor.dtype() == DType::F32).then(|| bytemuck::cast_slice(tensor.bytes()))
+        tensor.as_f32().ok()
     }
 
-    /// Decodes the elements in `range` (of the row-major order) into `out`. The caller has checked both.
+    /// Decodes the elements in `range` (of the row-major order) into `out`. The caller has checked both, and that the
+    /// weight is on the CPU.
     pub(crate) fn decode(&self, range: Range<usize>, out: &mut [f32]) {
         let Weight::Dense(tensor) = self;
+        let Ok(bytes) = tensor.bytes("weight") else {
+            unreachable!("callers decode weights on the CPU only")
+        };
         let size = tensor.dtype().size_in_bytes();
         convert::decode(
             tensor.dtype(),
-            &tensor.bytes()[range.start * size..range.end * size],
+            &bytes[range.start * size..range.end * size],
             out,
         );
     }

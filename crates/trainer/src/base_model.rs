@@ -3,15 +3,16 @@
 use std::path::Path;
 
 use anyhow::Context;
-use fuselora_tensor::Device;
+use fuselora_tensor::Purpose;
 use fuselora_transformer::adapter::Adapter;
 use fuselora_transformer::checkpoint::Checkpoint;
 use fuselora_transformer::lora::Lora;
 use fuselora_transformer::model::Model;
 use fuselora_transformer::tokenizer::Tokenizer;
 
-use crate::cli::{DeviceArg, MachineArgs, RowArgs};
+use crate::cli::RowArgs;
 use crate::data::{Dataset, Encode, Encoding, Limits};
+use crate::machine::Machine;
 use crate::mistake;
 
 /// A frozen model with what belongs to it.
@@ -24,28 +25,14 @@ pub struct BaseModel {
     pub tokenizer: Option<Tokenizer>,
 }
 
-/// The device that `--device` names.
-///
-/// # Errors
-/// A [`mistake::Mistake`] where this machine or build has no such device.
-pub fn device(argument: DeviceArg) -> anyhow::Result<Device> {
-    match argument {
-        DeviceArg::Cpu => Ok(Device::cpu()),
-        other => Err(mistake!(
-            "--device {other} is not available in this version; use --device cpu"
-        )),
-    }
-}
-
 impl BaseModel {
     /// Loads the checkpoint at `path`: a Hugging Face folder or a GGUF file.
     ///
     /// # Errors
     /// What is wrong with the files, by name.
-    pub fn load(path: &Path, machine: &MachineArgs) -> anyhow::Result<BaseModel> {
-        let device = device(machine.device)?;
+    pub fn load(path: &Path, machine: &Machine) -> anyhow::Result<BaseModel> {
         let checkpoint = Checkpoint::open(path)?;
-        let model = Model::load(&checkpoint, &device, machine.dtype.into())
+        let model = Model::load(&checkpoint, &machine.device, machine.dtype.into())
             .with_context(|| format!("{} cannot be loaded", path.display()))?;
         let has_tokenizer = checkpoint.gguf().is_some() || path.join("tokenizer.json").exists();
         let tokenizer = has_tokenizer
@@ -76,7 +63,9 @@ impl BaseModel {
     /// # Errors
     /// What is wrong with the files, or does not fit the model, by name.
     pub fn adapter(&self, folder: &Path) -> anyhow::Result<Lora> {
-        let adapter = Adapter::read(folder, self.model.linears(), self.model.device())?;
+        let device = self.model.device();
+        let _holding = device.hold(Purpose::Adapter);
+        let adapter = Adapter::read(folder, self.model.linears(), device)?;
         Ok(Lora::bind(adapter, self.model.linears())?)
     }
 

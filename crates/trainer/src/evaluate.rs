@@ -1,5 +1,6 @@
 //! The loss on rows that are not trained on.
 
+use fuselora_tensor::Tensor;
 use fuselora_transformer::batch::Batch;
 use fuselora_transformer::lora::{Lora, Pass};
 use fuselora_transformer::model::Model;
@@ -31,6 +32,16 @@ pub fn to_device(model: &Model, packed: &PackedBatch) -> anyhow::Result<Batch> {
     )?)
 }
 
+/// The value of a tensor of one element, for which everything before it on its device must be done.
+///
+/// # Errors
+/// When something on the device has failed.
+pub fn scalar(tensor: &Tensor) -> anyhow::Result<f64> {
+    Ok(f64::from(
+        tensor.to_f32_vec()?.first().copied().unwrap_or_default(),
+    ))
+}
+
 /// Evaluates a model, with an adapter or without, on all rows.
 ///
 /// # Errors
@@ -48,7 +59,9 @@ pub fn evaluate(
     let (mut loss, mut targets) = (0.0, 0);
     for rows in rows.chunks(batch_size) {
         let packed = PackedBatch::pack(rows);
-        loss += model.loss(&to_device(model, &packed)?, &pass)?;
+        let mut batch_loss = model.zero_loss()?;
+        model.loss(&to_device(model, &packed)?, &pass, &mut batch_loss)?;
+        loss += scalar(&batch_loss)?;
         targets += packed.target_count() as u64;
     }
     let mean = loss / targets.max(1) as f64;

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod data;
 pub mod evaluate;
 pub mod interrupt;
+pub mod machine;
 pub mod mistake;
 pub mod records;
 pub mod schedule;

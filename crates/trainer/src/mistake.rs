@@ -26,12 +26,32 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
                 .downcast_ref::<fuselora_transformer::Error>()
                 .is_some_and(is_about_input)
     });
+    let outside = outside || tensor_error(error).is_some_and(is_about_machine);
     if outside { 2 } else { 1 }
 }
 
 fn is_about_input(error: &fuselora_transformer::Error) -> bool {
     use fuselora_transformer::Error;
     !matches!(error, Error::Tensor(_) | Error::NonFinite { .. })
+}
+
+/// The tensor error in a chain of causes.
+fn tensor_error(error: &anyhow::Error) -> Option<&fuselora_tensor::Error> {
+    error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(fuselora_transformer::Error::Tensor(error)) => Some(error),
+        _ => cause.downcast_ref(),
+    })
+}
+
+fn is_about_machine(error: &fuselora_tensor::Error) -> bool {
+    use fuselora_tensor::Error;
+    matches!(
+        error,
+        Error::NoDriver
+            | Error::NoDevice { .. }
+            | Error::OldDriver { .. }
+            | Error::OutOfMemory { .. }
+    )
 }
 
 /// The error and its causes as one sentence, without the causes that a message quotes already.
@@ -44,6 +64,10 @@ pub fn sentence(error: &anyhow::Error) -> String {
             sentence += ": ";
             sentence += &message;
         }
+    }
+    if let Some(fuselora_tensor::Error::OutOfMemory { .. }) = tensor_error(error) {
+        sentence +=
+            "; lower --batch-size or --max-seq-length, or train with --gradient-checkpointing";
     }
     sentence
 }
@@ -71,6 +95,19 @@ mod tests {
         assert_eq!(exit_code(&error), 2);
         assert_eq!(sentence(&error), "run.toml: rank is 0");
         assert_eq!(exit_code(&anyhow::anyhow!("the shapes differ")), 1);
+    }
+
+    #[test]
+    fn out_of_memory_says_what_to_lower() {
+        let error = fuselora_tensor::Error::OutOfMemory {
+            bytes: 3 << 20,
+            device: "cuda:0".into(),
+            held: Default::default(),
+        };
+        let error = anyhow::Error::new(fuselora_transformer::Error::from(error)).context("step 3");
+        assert_eq!(exit_code(&error), 2);
+        assert!(sentence(&error).contains("no room for 3 MiB more on cuda:0"));
+        assert!(sentence(&error).ends_with("with --gradient-checkpointing"));
     }
 
     #[test]

@@ -99,7 +99,7 @@ fn wrong_values_name_the_flag() {
         (vec!["train", "--learning-rat", "1"], "'--learning-rate'"),
         (
             vec!["train", "--device", "tpu"],
-            "there are cpu, cuda, cuda:N and sim",
+            "there are cpu, cuda, cuda:N, sim and auto",
         ),
         (vec!["generate", "--model", "m"], "--prompt"),
         (vec!["trian"], "'train'"),

@@ -267,3 +267,71 @@ fn losses(folder: &Path) -> Vec<(u64, f64, f64)> {
         })
         .collect()
 }
+
+/// Every computation by a kernel, on the simulated GPU: the same numbers as on the CPU, and a run that continues to
+/// the bit.
+#[cfg(feature = "cuda")]
+#[test]
+fn kernels_train_as_the_cpu_does() {
+    let Some(case) = case("llama-lora") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, device: &str, steps: &str| {
+        let output = folder.path().join(name);
+        let mut command = train(&case.join("base"), &case.join("train.jsonl"), &output);
+        command.args(["--device", device, "--dtype", "f32", "--steps", steps]);
+        command.args(["--batch-size", "2", "--gradient-accumulation-steps", "2"]);
+        command.args(["--lora-dropout", "0.1", "--lr-scheduler", "constant"]);
+        (command, output)
+    };
+    let (mut on_cpu, cpu) = run("cpu", "cpu", "4");
+    on_cpu.assert().success();
+    let (mut whole, kernels) = run("kernels", "sim", "4");
+    whole.assert().success();
+    let pairs: Vec<_> = losses(&kernels).into_iter().zip(losses(&cpu)).collect();
+    assert_eq!(pairs.len(), 4);
+    for ((step, loss, norm), (_, loss_cpu, norm_cpu)) in pairs {
+        let error = f64::max((loss / loss_cpu - 1.0).abs(), (norm / norm_cpu - 1.0).abs());
+        assert!(error < 1e-5, "step {step}: relative error {error:e}");
+    }
+
+    let (mut first, resumed) = run("resumed", "sim", "2");
+    first.assert().success();
+    run("resumed", "sim", "4")
+        .0
+        .arg("--resume")
+        .assert()
+        .success();
+    assert_eq!(losses(&resumed), losses(&kernels));
+    let adapter = |folder: &Path| fs::read(folder.join("adapter_model.safetensors")).unwrap();
+    assert!(
+        adapter(&resumed) == adapter(&kernels),
+        "the adapters differ"
+    );
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn a_device_that_is_not_there_is_one_sentence() {
+    let Some(case) = case("llama-lora") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let run = |device: &str| {
+        let mut command = train(&case.join("base"), &case.join("train.jsonl"), &output);
+        command.args(["--device", device, "--steps", "1"]);
+        command
+    };
+    // However many devices there are, there are not a thousand; without a driver there is none.
+    let message = complaint(&mut run("cuda:1000"));
+    assert!(
+        message.contains("no CUDA driver was found")
+            || message.contains("there is no device cuda:1000"),
+        "{message}"
+    );
+    assert!(!output.exists());
+    let message = complaint(&mut run("gpu"));
+    assert!(message.contains("cuda:N, sim and auto"), "{message}");
+}

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use fuselora_tensor::ops::dora;
 use fuselora_tensor::ops::lora_linear::{Dropout, Lora as Operand};
-use fuselora_tensor::{Tensor, Weight};
+use fuselora_tensor::{Purpose, Tensor, Weight};
 
 use crate::adapter::{Adapter, AdapterConfig, LinearModule, LoraWeights};
 use crate::error::{Error, Result};
@@ -122,10 +122,14 @@ pub struct LoraGradients {
 impl LoraGradients {
     /// Zeros in the shapes of `lora`.
     pub fn zeros(lora: &Lora) -> Result<LoraGradients> {
+        let zeros = |weights: &LoraWeights| {
+            let _holding = weights.a.device().hold(Purpose::Adapter);
+            weights.zeros()
+        };
         let pairs = lora
             .pairs
             .iter()
-            .map(|pair| pair.as_ref().map(|pair| pair.weights.zeros()).transpose())
+            .map(|pair| pair.as_ref().map(|pair| zeros(&pair.weights)).transpose())
             .collect::<Result<_>>()?;
         Ok(LoraGradients { pairs })
     }

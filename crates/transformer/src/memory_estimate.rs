@@ -23,6 +23,8 @@ pub struct TrainingShape {
     pub tokens: usize,
     /// Bytes of an element of the frozen matrices.
     pub weight_bytes: usize,
+    /// Bytes of an element of the activations: 4 on the CPU, elsewhere as the frozen matrices.
+    pub activation_bytes: usize,
     /// Whether blocks keep only their input.
     pub gradient_checkpointing: bool,
 }
@@ -36,9 +38,10 @@ impl MemoryEstimate {
         self.weights + self.adapter + self.activations + self.workspace
     }
 
-    /// Estimates LoRA training of a model on `targets`, activations in F32.
+    /// Estimates LoRA training of a model on `targets`.
     pub fn new(config: &DecoderConfig, targets: &[Target], shape: TrainingShape) -> MemoryEstimate {
         let f32_bytes = size_of::<f32>() as u64;
+        let activation_bytes = shape.activation_bytes as u64;
         let [hidden, inner, vocab, layers, tokens] = [
             config.hidden_size,
             config.intermediate_size,
@@ -66,22 +69,19 @@ impl MemoryEstimate {
             .sum();
         let ranks: u64 = targets.iter().map(|t| t.rank as u64).sum();
 
-        // Two residual sums, q, k, v, the attention's output, the MLP's inner projections; statistics;
+        // Two residual sums, q, k, v, the attention's output, the MLP's inner projections; in f32 statistics and
         // low-rank activations.
         let inner_kept = (config.mlp.matrices() as u64 - 1) * inner;
         let statistics = match config.norm {
             NormKind::Rms => 2,
             NormKind::Layer => 4,
         };
-        let per_token = 2 * hidden
-            + 2 * q_width
-            + 2 * kv_width
-            + inner_kept
-            + config.num_heads as u64
-            + statistics;
-        let block = per_token * tokens + (ranks + directions) * tokens / layers.max(1);
+        let wide = tokens * (2 * hidden + 2 * q_width + 2 * kv_width + inner_kept);
+        let narrow = tokens * (config.num_heads as u64 + statistics)
+            + (ranks + directions) * tokens / layers.max(1);
+        let block = wide * activation_bytes + narrow * f32_bytes;
         let kept = if shape.gradient_checkpointing {
-            layers * hidden * tokens + block
+            layers * hidden * tokens * activation_bytes + block
         } else {
             layers * block
         };
@@ -97,8 +97,8 @@ impl MemoryEstimate {
         MemoryEstimate {
             weights,
             adapter: 4 * parameters * f32_bytes,
-            activations: kept * f32_bytes,
-            workspace: mlp.max(attention).max(head) * f32_bytes,
+            activations: kept,
+            workspace: mlp.max(attention).max(head) * activation_bytes,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use fuselora_tensor::ops::{dora, lora_linear};
-use fuselora_tensor::{DType, Device, Weight};
+use fuselora_tensor::{DType, Weight};
 
 use crate::adapter::{Adapter, LoraWeights};
 use crate::atomic_file;
@@ -94,7 +94,7 @@ fn merged(
     lora: &LoraWeights,
     transposed: bool,
 ) -> Result<Vec<u8>> {
-    let stored = checkpoint.load(&spec.name, &Device::cpu(), DType::F32)?;
+    let stored = checkpoint.load(&spec.name, lora.a.device(), DType::F32)?;
     let weight = Weight::Dense(if transposed {
         transpose(&stored)?
     } else {

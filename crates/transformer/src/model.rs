@@ -5,7 +5,7 @@ use std::sync::{Arc, RwLock};
 use fuselora_tensor::ops::attention::{AttentionConfig, Rows};
 use fuselora_tensor::ops::rope::RopeTable;
 use fuselora_tensor::ops::{cross_entropy, elementwise, gather};
-use fuselora_tensor::{DType, Device, Shape, Tensor, Weight};
+use fuselora_tensor::{DType, Device, Purpose, Shape, Tensor, Weight};
 
 use crate::adapter::LinearModule;
 use crate::batch::Batch;
@@ -24,6 +24,7 @@ use crate::lora::{LoraGradients, Pass};
 pub struct Model {
     config: DecoderConfig,
     device: Device,
+    activations: DType,
     embedding: Arc<Weight>,
     learned_positions: Option<Arc<Weight>>,
     blocks: Vec<Block>,
@@ -180,7 +181,8 @@ pub(crate) fn transpose(matrix: &Tensor) -> Result<Tensor> {
 const FIRST_ROPE_POSITIONS: usize = 2048;
 
 impl Model {
-    /// Loads a checkpoint; matrices are held in `dtype`, norms and biases in F32.
+    /// Loads a checkpoint; matrices are held in `dtype`, norms and biases in F32. Activations have the type `dtype`
+    /// too, but on the CPU, where they are F32.
     ///
     /// # Errors
     /// An unsupported configuration, or a tensor that is missing or has another shape than the
@@ -188,6 +190,7 @@ impl Model {
     pub fn load(checkpoint: &Checkpoint, device: &Device, dtype: DType) -> Result<Model> {
         let (family, config) = families::read_config(checkpoint.config())?;
         let layout = family.layout;
+        let _holding = device.hold(Purpose::Weights);
         let loader = Loader {
             checkpoint,
             layout,
@@ -228,6 +231,7 @@ impl Model {
         Ok(Model {
             config,
             device: device.clone(),
+            activations: if device.is_cpu() { DType::F32 } else { dtype },
             embedding,
             learned_positions,
             blocks,
@@ -332,19 +336,26 @@ impl Model {
         })
     }
 
-    /// The summed loss of a batch's targets, in nats, without gradients.
+    /// Zero, to which passes add their loss: `[1]` F32 on the device.
+    ///
+    /// # Errors
+    /// No room on the device.
+    pub fn zero_loss(&self) -> Result<Tensor> {
+        Ok(Tensor::zeros(&self.device, [1], DType::F32)?)
+    }
+
+    /// Adds the summed loss of a batch's targets, in nats, to `loss`, without gradients.
     ///
     /// # Errors
     /// A token outside the vocabulary, or no room on the device.
-    pub fn loss(&self, batch: &Batch, pass: &Pass<'_>) -> Result<f64> {
+    pub fn loss(&self, batch: &Batch, pass: &Pass<'_>, loss: &mut Tensor) -> Result<()> {
         let residual = self.blocks_forward(batch, pass)?;
-        let mut loss = 0.0;
         for chunk in batch.targets() {
             let (_, normed, _) = self.final_norm(&residual, Some(&chunk.rows))?;
             let [logits] = linear::forward(&normed, [&self.head], pass)?;
-            loss += cross_entropy::forward(&logits.y, &chunk.targets)?;
+            cross_entropy::forward(&logits.y, &chunk.targets, loss)?;
         }
-        Ok(loss)
+        Ok(())
     }
 
     /// Logits of every token of a batch, `[tokens, vocab]` F32.
@@ -355,7 +366,10 @@ impl Model {
         let residual = self.blocks_forward(batch, pass)?;
         let (_, normed, _) = self.final_norm(&residual, None)?;
         let [logits] = linear::forward(&normed, [&self.head], pass)?;
-        Ok(logits.y)
+        match logits.y.dtype() {
+            DType::F32 => Ok(logits.y),
+            _ => Ok(logits.y.cast(DType::F32)?),
+        }
     }
 
     fn blocks_forward(&self, batch: &Batch, pass: &Pass<'_>) -> Result<Residual> {
@@ -404,7 +418,7 @@ impl Model {
         }
     }
 
-    /// One training pass over a batch: returns the summed loss and adds `grad_scale` times its
+    /// One training pass over a batch: adds the summed loss to `loss`, and `grad_scale` times its
     /// gradient to `gradients`.
     ///
     /// With `grad_scale` = 1 / (target tokens of the optimizer step), the accumulated gradient is
@@ -419,7 +433,8 @@ impl Model {
         gradients: &mut LoraGradients,
         grad_scale: f32,
         options: TrainingOptions,
-    ) -> Result<f64> {
+        loss: &mut Tensor,
+    ) -> Result<()> {
         let rope = self.rope(batch.rows().max_len())?;
         let place = Place {
             positions: batch.positions(),
@@ -442,16 +457,16 @@ impl Model {
             residual = next;
         }
 
-        let mut loss = 0.0;
-        let mut d_residual = Tensor::zeros(&self.device, residual.sum.shape(), DType::F32)?;
+        let mut d_residual = Tensor::zeros(&self.device, residual.sum.shape(), self.activations)?;
         for chunk in batch.targets() {
-            loss += self.head_backward(
+            self.head_backward(
                 &residual,
                 chunk,
                 pass,
                 gradients,
                 grad_scale,
                 &mut d_residual,
+                loss,
             )?;
         }
         drop(residual);
@@ -467,12 +482,16 @@ impl Model {
                 layer > lowest,
             )?;
         }
-        Ok(loss)
+        Ok(())
     }
 
     /// Norm, head and loss of one chunk of targets, and their backward into the residual's gradient.
     ///
     /// The chunk's logits become their own gradient, so that all logits never exist at once.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what a pass reads, and the three that it adds to"
+    )]
     fn head_backward(
         &self,
         residual: &Residual,
@@ -481,10 +500,11 @@ impl Model {
         gradients: &mut LoraGradients,
         grad_scale: f32,
         d_residual: &mut Tensor,
-    ) -> Result<f64> {
+        loss: &mut Tensor,
+    ) -> Result<()> {
         let (sum, normed, statistics) = self.final_norm(residual, Some(&chunk.rows))?;
         let [mut logits] = linear::forward(&normed, [&self.head], pass)?;
-        let loss = cross_entropy::forward_backward(&mut logits.y, &chunk.targets, grad_scale)?;
+        cross_entropy::forward_backward(&mut logits.y, &chunk.targets, grad_scale, loss)?;
         let d_normed = linear::backward(
             &normed,
             [&self.head],
@@ -495,12 +515,12 @@ impl Model {
             true,
         )?;
         if let Some(d_normed) = d_normed {
-            let mut d_sum = Tensor::zeros(&self.device, sum.shape(), DType::F32)?;
+            let mut d_sum = Tensor::zeros(&self.device, sum.shape(), self.activations)?;
             self.norm
                 .backward(&d_normed, &sum, &statistics, &mut d_sum)?;
             gather::scatter_add_rows(&d_sum, &chunk.rows, d_residual)?;
         }
-        Ok(loss)
+        Ok(())
     }
 
     /// The first block with a trained pair; below it no gradient is needed.
@@ -520,7 +540,7 @@ impl Model {
     /// No room on the device.
     pub fn new_cache(&self, capacity: usize) -> Result<Vec<KvCache>> {
         let width = self.config.num_kv_heads * self.config.head_dim;
-        let empty = || Tensor::zeros(&self.device, [capacity, width], DType::F32);
+        let empty = || Tensor::zeros(&self.device, [capacity, width], self.activations);
         self.blocks
             .iter()
             .map(|_| Ok(KvCache::new(empty()?, empty()?)))

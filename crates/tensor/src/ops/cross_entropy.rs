@@ -1,21 +1,37 @@
-//! The loss: `-log softmax(logits)[target]`, summed over rows. Only target tokens have rows.
+//! The loss: `-log softmax(logits)[target]`, summed over rows. Only target tokens have rows. The sum is added to a
+//! tensor, so that a CUDA device goes on without waiting for anyone to read it.
 
-use crate::{Result, Tensor, check, simd};
+use crate::{DType, Result, Tensor, check, simd};
 use rayon::prelude::*;
 
 /// Elements whose exponentials are summed in f32 before the sum goes on in f64.
 const BLOCK: usize = 4096;
 
-/// The summed loss of `logits [n, vocab]` F32 for `targets [n]` U32.
+/// Adds the summed loss of `logits [n, vocab]`, of a float type, for `targets [n]` U32 to `loss [1]` F32.
 ///
 /// # Errors
-/// When a target is not below `vocab`, and on shapes and data types that do not fit.
-pub fn forward(logits: &Tensor, targets: &Tensor) -> Result<f64> {
-    let (targets, vocab) = checked(logits, targets)?;
+/// When a target is not below `vocab`, and on shapes, data types and devices that do not fit.
+pub fn forward(logits: &Tensor, targets: &Tensor, loss: &mut Tensor) -> Result<()> {
+    let vocab = checked(logits, targets, loss)?;
+    #[cfg(feature = "cuda")]
+    if !logits.device().is_cpu() {
+        let [vocab] = crate::cuda::extents([vocab])?;
+        let mut losses = Tensor::workspace(logits.device(), targets.shape(), DType::F32)?;
+        return logits.device().launch(|kernels| {
+            fuselora_kernels::loss::cross_entropy_forward(
+                kernels,
+                vocab,
+                logits.operand(),
+                targets.operand(),
+                losses.operand_mut(),
+                loss.operand_mut(),
+            )
+        });
+    }
     let losses: Vec<f64> = logits
         .f32("logits")?
-        .par_chunks(vocab)
-        .zip(targets)
+        .par_chunks(vocab.max(1))
+        .zip(targets.u32("targets")?)
         .map(|(row, &target)| {
             simd::vectorize(
                 #[inline(always)]
@@ -30,20 +46,42 @@ pub fn forward(logits: &Tensor, targets: &Tensor) -> Result<f64> {
             )
         })
         .collect();
-    Ok(losses.iter().sum())
+    loss.f32_mut("loss")?[0] += losses.iter().sum::<f64>() as f32;
+    Ok(())
 }
 
-/// The summed loss, while `logits [n, vocab]` is overwritten by its gradient
+/// [`forward`], while `logits [n, vocab]` is overwritten by its gradient
 /// `(softmax(logits) - onehot(target)) · grad_scale`.
 ///
 /// # Errors
 /// As [`forward`].
-pub fn forward_backward(logits: &mut Tensor, targets: &Tensor, grad_scale: f32) -> Result<f64> {
-    let (targets, vocab) = checked(logits, targets)?;
+pub fn forward_backward(
+    logits: &mut Tensor,
+    targets: &Tensor,
+    grad_scale: f32,
+    loss: &mut Tensor,
+) -> Result<()> {
+    let vocab = checked(logits, targets, loss)?;
+    #[cfg(feature = "cuda")]
+    if !targets.device().is_cpu() {
+        let [vocab] = crate::cuda::extents([vocab])?;
+        let shape = fuselora_kernels::abi::LossShape { vocab, grad_scale };
+        let mut losses = Tensor::workspace(targets.device(), targets.shape(), DType::F32)?;
+        return targets.device().launch(|kernels| {
+            fuselora_kernels::loss::cross_entropy_backward(
+                kernels,
+                shape,
+                logits.operand_mut(),
+                targets.operand(),
+                losses.operand_mut(),
+                loss.operand_mut(),
+            )
+        });
+    }
     let losses: Vec<f64> = logits
         .f32_mut("logits")?
-        .par_chunks_mut(vocab)
-        .zip(targets)
+        .par_chunks_mut(vocab.max(1))
+        .zip(targets.u32("targets")?)
         .map(|(row, &target)| {
             simd::vectorize(
                 #[inline(always)]
@@ -64,14 +102,17 @@ pub fn forward_backward(logits: &mut Tensor, targets: &Tensor, grad_scale: f32) 
             )
         })
         .collect();
-    Ok(losses.iter().sum())
+    loss.f32_mut("loss")?[0] += losses.iter().sum::<f64>() as f32;
+    Ok(())
 }
 
-fn checked<'a>(logits: &Tensor, targets: &'a Tensor) -> Result<(&'a [u32], usize)> {
+/// The vocabulary.
+fn checked(logits: &Tensor, targets: &Tensor, loss: &Tensor) -> Result<usize> {
     let (n, vocab) = logits.matrix("logits", "[n, vocab]")?;
     targets.check_shape("targets", &[n])?;
-    let targets = targets.u32("targets")?;
+    loss.check_shape("loss", &[1])?;
+    loss.check_dtype("loss", DType::F32)?;
+    check::devices(logits.device(), [("targets", targets), ("loss", loss)])?;
     check::indices("targets", targets, vocab)?;
-    // Without rows the vocabulary may be empty, and a chunk may not.
-    Ok((targets, vocab.max(1)))
+    Ok(vocab)
 }

@@ -1,18 +1,26 @@
 //! Rows chosen by index: the embedding, and the target rows in front of the head.
 
 use crate::{DType, Result, Tensor, Weight, check, parallel, simd};
+#[cfg(feature = "cuda")]
+use fuselora_kernels::embedding;
 use rayon::prelude::*;
 
-/// The embedding: `y[i] = table[ids[i]]`, with `table [rows, width]` in any storage, `ids [n]` U32,
-/// `y [n, width]` F32.
+/// The embedding: `y[i] = table[ids[i]]`, with `table [rows, width]`, `ids [n]` U32, `y [n, width]`. On the CPU the
+/// table is in any storage and y is F32; on a CUDA device both have the activations' type.
 ///
 /// # Errors
 /// When an id is not below `rows` (names position and id), and on shapes and data types that do not fit.
 pub fn forward(table: &Weight, ids: &Tensor) -> Result<Tensor> {
     let (rows, width) = table.matrix("table")?;
     let n = ids.vector("ids", "[n]")?;
+    table.check_device("table", ids.device())?;
+    check::indices("ids", ids, rows)?;
+    #[cfg(feature = "cuda")]
+    if !ids.device().is_cpu() {
+        let Weight::Dense(table) = table;
+        return on_cuda::gather(table, ids);
+    }
     let index = ids.u32("ids")?;
-    check::indices("ids", index, rows)?;
     let mut y = Tensor::empty(ids.device(), [n, width], DType::F32)?;
     if width > 0 {
         let chunks = y
@@ -27,15 +35,20 @@ pub fn forward(table: &Weight, ids: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-/// `y[i] = x[ids[i]]`, with `x [m, width]` F32, `ids [n]` U32, `y [n, width]`.
+/// `y[i] = x[ids[i]]`, with `x [m, width]` of a float type, `ids [n]` U32, `y [n, width]`.
 ///
 /// # Errors
 /// As [`forward`].
 pub fn rows(x: &Tensor, ids: &Tensor) -> Result<Tensor> {
     let (m, width) = x.matrix("x", "[m, width]")?;
     let n = ids.vector("ids", "[n]")?;
+    ids.check_device("ids", x.device())?;
+    check::indices("ids", ids, m)?;
+    #[cfg(feature = "cuda")]
+    if !x.device().is_cpu() {
+        return on_cuda::gather(x, ids);
+    }
     let index = ids.u32("ids")?;
-    check::indices("ids", index, m)?;
     let source = x.f32("x")?;
     let mut y = Tensor::empty(x.device(), [n, width], DType::F32)?;
     if width > 0 {
@@ -59,8 +72,22 @@ pub fn scatter_add_rows(dy: &Tensor, ids: &Tensor, dx: &mut Tensor) -> Result<()
     let (m, width) = dx.matrix("dx", "[m, width]")?;
     let n = ids.vector("ids", "[n]")?;
     dy.check_shape("dy", &[n, width])?;
+    check::devices(dx.device(), [("dy", dy), ("ids", ids)])?;
+    check::indices("ids", ids, m)?;
+    #[cfg(feature = "cuda")]
+    if !dy.device().is_cpu() {
+        let shape = on_cuda::shape(m, width)?;
+        return dy.device().launch(|kernels| {
+            embedding::scatter_add(
+                kernels,
+                shape,
+                dy.operand(),
+                ids.operand(),
+                dx.operand_mut(),
+            )
+        });
+    }
     let index = ids.u32("ids")?;
-    check::indices("ids", index, m)?;
     let (dy, dx) = (dy.f32("dy")?, dx.f32_mut("dx")?);
     simd::vectorize(
         #[inline(always)]
@@ -75,4 +102,33 @@ pub fn scatter_add_rows(dy: &Tensor, ids: &Tensor, dx: &mut Tensor) -> Result<()
         },
     );
     Ok(())
+}
+
+#[cfg(feature = "cuda")]
+mod on_cuda {
+    use super::{Result, Tensor, embedding};
+    use crate::cuda::extents;
+    use fuselora_kernels::abi::EmbeddingShape;
+
+    pub fn shape(rows: usize, width: usize) -> Result<EmbeddingShape> {
+        let [rows, width] = extents([rows, width])?;
+        Ok(EmbeddingShape { rows, width })
+    }
+
+    /// `y[i] = table[ids[i]]`, for checked ids.
+    pub fn gather(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
+        let (rows, width) = table.matrix("table", "[rows, width]")?;
+        let shape = shape(rows, width)?;
+        let mut y = Tensor::empty(table.device(), [ids.element_count(), width], table.dtype())?;
+        table.device().launch(|kernels| {
+            embedding::gather(
+                kernels,
+                shape,
+                table.operand(),
+                ids.operand(),
+                y.operand_mut(),
+            )
+        })?;
+        Ok(y)
+    }
 }

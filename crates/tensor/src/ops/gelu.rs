@@ -1,6 +1,8 @@
 //! The activation of GPT-2 (Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016).
 
-use crate::{DType, Result, Tensor, parallel, simd};
+use crate::{Result, Tensor, parallel, simd};
+#[cfg(feature = "cuda")]
+use fuselora_kernels::activation;
 use rayon::prelude::*;
 use std::f32::consts::FRAC_1_SQRT_2;
 
@@ -13,17 +15,34 @@ pub enum GeluKind {
     Erf,
 }
 
+#[cfg(feature = "cuda")]
+impl From<GeluKind> for activation::Gelu {
+    fn from(kind: GeluKind) -> activation::Gelu {
+        match kind {
+            GeluKind::Tanh => activation::Gelu::Tanh,
+            GeluKind::Erf => activation::Gelu::Erf,
+        }
+    }
+}
+
 const CHUNK: usize = 1 << 13;
 /// √(2/π).
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 
-/// `y = gelu(x)`, F32.
+/// `y = gelu(x)`, of a float type.
 ///
 /// # Errors
-/// When the tensor is not F32.
+/// When the data type does not fit.
 pub fn forward(x: &Tensor, kind: GeluKind) -> Result<Tensor> {
-    let mut y = Tensor::empty(x.device(), x.shape(), DType::F32)?;
+    let mut y = Tensor::empty(x.device(), x.shape(), x.dtype())?;
+    #[cfg(feature = "cuda")]
+    if !x.device().is_cpu() {
+        x.device().launch(|kernels| {
+            activation::gelu_forward(kernels, kind.into(), x.operand(), y.operand_mut())
+        })?;
+        return Ok(y);
+    }
     let chunks = y
         .as_f32_mut()?
         .par_chunks_mut(CHUNK)
@@ -51,9 +70,17 @@ pub fn forward(x: &Tensor, kind: GeluKind) -> Result<Tensor> {
 /// The backward pass, written over `dy`: `dx = dy · gelu'(x)`.
 ///
 /// # Errors
-/// When shapes differ or a tensor is not F32.
+/// On shapes, data types and devices that do not fit.
 pub fn backward(mut dy: Tensor, x: &Tensor, kind: GeluKind) -> Result<Tensor> {
     x.check_shape("x", dy.shape())?;
+    x.check_device("x", dy.device())?;
+    #[cfg(feature = "cuda")]
+    if !x.device().is_cpu() {
+        x.device().launch(|kernels| {
+            activation::gelu_backward(kernels, kind.into(), dy.operand_mut(), x.operand())
+        })?;
+        return Ok(dy);
+    }
     let chunks = dy
         .f32_mut("dy")?
         .par_chunks_mut(CHUNK)

@@ -1,7 +1,11 @@
 //! Layer normalisation (Ba, Kiros and Hinton, 2016): `y = (x - mean) · rstd · weight + bias`,
 //! `rstd = 1/√(var(x) + eps)` per token, with the biased variance.
 
-use crate::{DType, Error, Result, Tensor, parallel, simd};
+#[cfg(feature = "cuda")]
+use super::rms_norm::norm_shape;
+use crate::{DType, Device, Error, Result, Tensor, check, parallel, simd};
+#[cfg(feature = "cuda")]
+use fuselora_kernels::norm;
 use rayon::prelude::*;
 
 /// What the backward pass needs of the forward pass.
@@ -13,7 +17,7 @@ pub struct Statistics {
     pub rstd: Tensor,
 }
 
-/// Normalises `x [tokens, width]` with `weight [width]` and `bias [width]`, F32.
+/// Normalises `x [tokens, width]` of a float type, with `weight [width]` and `bias [width]` F32.
 ///
 /// # Errors
 /// On shapes and data types that do not fit.
@@ -26,6 +30,24 @@ pub fn forward(
     let (tokens, width) = checked(x, weight, bias)?;
     let mut mean = Tensor::empty(x.device(), [tokens], DType::F32)?;
     let mut rstd = Tensor::empty(x.device(), [tokens], DType::F32)?;
+    #[cfg(feature = "cuda")]
+    if !x.device().is_cpu() {
+        let shape = norm_shape(tokens, width, eps)?;
+        let mut y = Tensor::empty(x.device(), x.shape(), x.dtype())?;
+        x.device().launch(|kernels| {
+            norm::layer_norm::forward(
+                kernels,
+                shape,
+                x.operand(),
+                weight.operand(),
+                bias.operand(),
+                y.operand_mut(),
+                mean.operand_mut(),
+                rstd.operand_mut(),
+            )
+        })?;
+        return Ok((y, Statistics { mean, rstd }));
+    }
     let rows = parallel::rows_per_task(width);
     let chunks = (
         x.f32("x")?.par_chunks(rows * width),
@@ -77,8 +99,25 @@ pub fn recompute(
     bias: &Tensor,
 ) -> Result<Tensor> {
     let (tokens, width) = checked(x, weight, bias)?;
-    let (mean, rstd) = statistics.values(tokens)?;
-    let mut y = Tensor::empty(x.device(), [tokens, width], DType::F32)?;
+    statistics.check(tokens, x.device())?;
+    let mut y = Tensor::empty(x.device(), [tokens, width], x.dtype())?;
+    #[cfg(feature = "cuda")]
+    if !x.device().is_cpu() {
+        let shape = norm_shape(tokens, width, 0.0)?;
+        x.device().launch(|kernels| {
+            norm::layer_norm::recompute(
+                kernels,
+                shape,
+                x.operand(),
+                statistics.operands(),
+                weight.operand(),
+                bias.operand(),
+                y.operand_mut(),
+            )
+        })?;
+        return Ok(y);
+    }
+    let (mean, rstd) = statistics.values()?;
     let (weight, bias) = (weight.f32("weight")?, bias.f32("bias")?);
     let rows = parallel::rows_per_task(width);
     let chunks = (
@@ -131,7 +170,40 @@ pub fn backward(
     let (tokens, width) = checked(x, weight, weight)?;
     dy.check_shape("dy", x.shape())?;
     dx.check_shape("dx", x.shape())?;
-    let (mean, rstd) = statistics.values(tokens)?;
+    statistics.check(tokens, x.device())?;
+    check::devices(x.device(), [("dy", dy), ("dx", dx)])?;
+    if let Some(gradients) = &gradients {
+        let both = [
+            ("weight gradient", &*gradients.weight),
+            ("bias gradient", &*gradients.bias),
+        ];
+        for (name, gradient) in both {
+            gradient.check_shape(name, &[width])?;
+        }
+        check::devices(x.device(), both)?;
+    }
+    #[cfg(feature = "cuda")]
+    if !x.device().is_cpu() {
+        let shape = norm_shape(tokens, width, 0.0)?;
+        return x.device().launch(|kernels| {
+            let (dy, x, weight) = (dy.operand(), x.operand(), weight.operand());
+            let saved = statistics.operands();
+            norm::layer_norm::backward(kernels, shape, dy, x, saved, weight, dx.operand_mut())?;
+            match gradients {
+                Some(Gradients { weight, bias }) => norm::layer_norm::gradients(
+                    kernels,
+                    shape,
+                    dy,
+                    x,
+                    saved,
+                    weight.operand_mut(),
+                    bias.operand_mut(),
+                ),
+                None => Ok(()),
+            }
+        });
+    }
+    let (mean, rstd) = statistics.values()?;
     let (dy, x, weight) = (dy.f32("dy")?, x.f32("x")?, weight.f32("weight")?);
     let rows = parallel::rows_per_task(width);
     let chunks = (
@@ -161,8 +233,6 @@ pub fn backward(
         );
     });
     if let Some(gradients) = gradients {
-        gradients.weight.check_shape("weight gradient", &[width])?;
-        gradients.bias.check_shape("bias gradient", &[width])?;
         let dweight = gradients.weight.f32_mut("weight gradient")?;
         let dbias = gradients.bias.f32_mut("bias gradient")?;
         simd::vectorize(
@@ -188,9 +258,21 @@ pub fn backward(
 }
 
 impl Statistics {
-    fn values(&self, tokens: usize) -> Result<(&[f32], &[f32])> {
+    fn check(&self, tokens: usize, device: &Device) -> Result<()> {
         self.mean.check_shape("mean", &[tokens])?;
         self.rstd.check_shape("rstd", &[tokens])?;
+        check::devices(device, [("mean", &self.mean), ("rstd", &self.rstd)])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn operands(&self) -> norm::layer_norm::Statistics<'_> {
+        norm::layer_norm::Statistics {
+            mean: self.mean.operand(),
+            rstd: self.rstd.operand(),
+        }
+    }
+
+    fn values(&self) -> Result<(&[f32], &[f32])> {
         Ok((self.mean.f32("mean")?, self.rstd.f32("rstd")?))
     }
 }
@@ -199,6 +281,7 @@ fn checked(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<(usize, usize)>
     let (tokens, width) = x.matrix("x", "[tokens, width]")?;
     weight.check_shape("weight", &[width])?;
     bias.check_shape("bias", &[width])?;
+    check::devices(x.device(), [("weight", weight), ("bias", bias)])?;
     if width == 0 {
         return Err(Error::Argument(
             "x: cannot normalise rows without elements".into(),

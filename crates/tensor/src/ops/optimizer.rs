@@ -1,6 +1,8 @@
 //! AdamW and the gradient norm.
 
-use crate::{Error, Result, Tensor, parallel, simd};
+#[cfg(feature = "cuda")]
+use crate::DType;
+use crate::{Error, Result, Tensor, check, parallel, simd};
 use rayon::prelude::*;
 
 /// One parameter tensor with its gradient and state, all F32 and of one shape.
@@ -30,8 +32,9 @@ pub struct AdamWHyper {
     pub eps: f32,
     /// The number of this step, from 1.
     pub step: u64,
-    /// Multiplies every gradient first: gradient clipping.
-    pub grad_scale: f32,
+    /// Gradients are clipped to this norm as `torch.nn.utils.clip_grad_norm_` does: all of them are multiplied by
+    /// `max_grad_norm / (norm + 1e-6)`, at most 1. 0: they are not clipped.
+    pub max_grad_norm: f32,
 }
 
 const CHUNK: usize = 1 << 13;
@@ -40,9 +43,23 @@ const CHUNK: usize = 1 << 13;
 /// `p *= 1 - lr·weight_decay`, `m += (1 - β1)(g - m)`, `v = β2·v + (1 - β2)·g²`,
 /// `p -= lr/(1 - β1^t) · m / (√v/√(1 - β2^t) + eps)`.
 ///
+/// `norm [1]` F32 is that of all gradients, from [`global_norm`]. Where it is not finite, nothing is changed.
+///
 /// # Errors
-/// When the step is 0, and on shapes and data types that do not fit.
-pub fn adamw(params: &mut [AdamWParam], hyper: AdamWHyper) -> Result<()> {
+/// When the step is 0, and on shapes, data types and devices that do not fit.
+pub fn adamw(params: &mut [AdamWParam], hyper: AdamWHyper, norm: &Tensor) -> Result<()> {
+    norm.check_shape("norm", &[1])?;
+    for AdamWParam {
+        param, grad, m, v, ..
+    } in &*params
+    {
+        let others = [("grad", *grad), ("m", m), ("v", v)];
+        for (name, tensor) in others {
+            tensor.check_shape(name, param.shape())?;
+        }
+        check::devices(norm.device(), [("param", &**param)])?;
+        check::devices(norm.device(), others)?;
+    }
     if hyper.step == 0 {
         return Err(Error::Argument("adamw: steps are counted from 1".into()));
     }
@@ -50,13 +67,53 @@ pub fn adamw(params: &mut [AdamWParam], hyper: AdamWHyper) -> Result<()> {
         beta1,
         beta2,
         eps,
-        grad_scale,
+        max_grad_norm,
         ..
     } = hyper;
     let correction = |beta: f64| 1.0 - beta.powf(hyper.step as f64);
     let inv_sqrt_correction2 = (1.0 / correction(beta2).sqrt()) as f32;
     // 1 - 0.999 in f32 is wrong in the fifth digit.
     let (new1, keep2, new2) = ((1.0 - beta1) as f32, beta2 as f32, (1.0 - beta2) as f32);
+    let factors = |lr: f32, weight_decay: f32| {
+        let decay = (1.0 - f64::from(lr) * f64::from(weight_decay)) as f32;
+        (decay, (f64::from(lr) / correction(beta1)) as f32)
+    };
+    #[cfg(feature = "cuda")]
+    if !norm.device().is_cpu() {
+        let step = fuselora_kernels::abi::AdamWStep {
+            new1,
+            keep2,
+            new2,
+            inv_sqrt_correction2,
+            eps,
+            max_grad_norm,
+        };
+        let params: Vec<_> = params
+            .iter_mut()
+            .map(|item| {
+                let (decay, step_size) = factors(item.lr, item.weight_decay);
+                fuselora_kernels::optimizer::AdamWParam {
+                    param: item.param.operand_mut(),
+                    grad: item.grad.operand(),
+                    m: item.m.operand_mut(),
+                    v: item.v.operand_mut(),
+                    decay,
+                    step_size,
+                }
+            })
+            .collect();
+        return norm.device().launch(|kernels| {
+            fuselora_kernels::optimizer::adamw(kernels, &params, step, norm.operand())
+        });
+    }
+    let norm = f64::from(norm.f32("norm")?[0]);
+    if !norm.is_finite() {
+        return Ok(());
+    }
+    let grad_scale = match max_grad_norm {
+        0.0 => 1.0,
+        max => (f64::from(max) / (norm + 1e-6)).min(1.0) as f32,
+    };
     for AdamWParam {
         param,
         grad,
@@ -66,11 +123,7 @@ pub fn adamw(params: &mut [AdamWParam], hyper: AdamWHyper) -> Result<()> {
         weight_decay,
     } in params
     {
-        grad.check_shape("grad", param.shape())?;
-        m.check_shape("m", param.shape())?;
-        v.check_shape("v", param.shape())?;
-        let decay = (1.0 - f64::from(*lr) * f64::from(*weight_decay)) as f32;
-        let step_size = (f64::from(*lr) / correction(beta1)) as f32;
+        let (decay, step_size) = factors(*lr, *weight_decay);
         let chunks = (
             param.f32_mut("param")?.par_chunks_mut(CHUNK),
             grad.f32("grad")?.par_chunks(CHUNK),
@@ -94,11 +147,35 @@ pub fn adamw(params: &mut [AdamWParam], hyper: AdamWHyper) -> Result<()> {
     Ok(())
 }
 
-/// The Euclidean norm of all gradients together, summed in f64.
+/// The Euclidean norm of all gradients together, `[1]` F32, summed in f64.
 ///
 /// # Errors
-/// When a tensor is not F32.
-pub fn global_norm(grads: &[&Tensor]) -> Result<f64> {
+/// When there is no gradient, a tensor is not F32, or devices differ.
+pub fn global_norm(grads: &[&Tensor]) -> Result<Tensor> {
+    let Some(first) = grads.first() else {
+        return Err(Error::Argument("global_norm: there is no gradient".into()));
+    };
+    let device = first.device();
+    for grad in grads {
+        grad.check_device("grad", device)?;
+    }
+    #[cfg(feature = "cuda")]
+    if !device.is_cpu() {
+        let lengths = grads.iter().map(|grad| grad.element_count() as u64);
+        let len = fuselora_kernels::optimizer::gradient_norm_workspace(lengths) as usize;
+        let mut workspace = Tensor::workspace(device, [len], DType::F32)?;
+        let mut norm = Tensor::empty(device, [1], DType::F32)?;
+        let grads: Vec<_> = grads.iter().map(|grad| grad.operand()).collect();
+        device.launch(|kernels| {
+            fuselora_kernels::optimizer::gradient_norm(
+                kernels,
+                &grads,
+                workspace.operand_mut(),
+                norm.operand_mut(),
+            )
+        })?;
+        return Ok(norm);
+    }
     let mut sum = 0.0;
     for grad in grads {
         let chunks = grad.f32("grad")?.par_chunks(CHUNK);
@@ -107,5 +184,5 @@ pub fn global_norm(grads: &[&Tensor]) -> Result<f64> {
             .collect();
         sum += partial.iter().sum::<f64>();
     }
-    Ok(sum.sqrt())
+    Tensor::from_f32(device, [1], &[sum.sqrt() as f32])
 }

@@ -1,17 +1,35 @@
 //! Root-mean-square normalisation (Zhang and Sennrich, 2019):
 //! `y = x · rstd · weight`, `rstd = 1/√(mean(x²) + eps)` per token.
 
-use crate::{DType, Result, Tensor, parallel, simd};
+use crate::{DType, Result, Tensor, check, parallel, simd};
+#[cfg(feature = "cuda")]
+use fuselora_kernels::norm;
 use rayon::prelude::*;
 
-/// Normalises `x [tokens, width]` with `weight [width]`. Returns `y [tokens, width]` and `rstd [tokens]`, F32.
+/// Normalises `x [tokens, width]`, of a float type, with `weight [width]` F32. Returns `y [tokens, width]` and
+/// `rstd [tokens]` F32.
 ///
 /// # Errors
 /// On shapes and data types that do not fit.
 pub fn forward(x: &Tensor, weight: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     let (tokens, width) = checked(x, weight)?;
-    let mut y = Tensor::empty(x.device(), [tokens, width], DType::F32)?;
+    let mut y = Tensor::empty(x.device(), [tokens, width], x.dtype())?;
     let mut rstd = Tensor::empty(x.device(), [tokens], DType::F32)?;
+    #[cfg(feature = "cuda")]
+    if !x.device().is_cpu() {
+        let shape = norm_shape(tokens, width, eps)?;
+        x.device().launch(|kernels| {
+            norm::rms_norm::forward(
+                kernels,
+                shape,
+                x.operand(),
+                weight.operand(),
+                y.operand_mut(),
+                rstd.operand_mut(),
+            )
+        })?;
+        return Ok((y, rstd));
+    }
     let (x, weight) = (x.f32("x")?, weight.f32("weight")?);
     let rows = parallel::rows_per_task(width);
     let chunks = (
@@ -51,9 +69,27 @@ pub fn forward_add(
     let (tokens, width) = checked(residual, weight)?;
     delta.check_shape("delta", residual.shape())?;
     let device = residual.device();
-    let mut sum = Tensor::empty(device, [tokens, width], DType::F32)?;
-    let mut y = Tensor::empty(device, [tokens, width], DType::F32)?;
+    delta.check_device("delta", device)?;
+    let mut sum = Tensor::empty(device, [tokens, width], residual.dtype())?;
+    let mut y = Tensor::empty(device, [tokens, width], residual.dtype())?;
     let mut rstd = Tensor::empty(device, [tokens], DType::F32)?;
+    #[cfg(feature = "cuda")]
+    if !device.is_cpu() {
+        let shape = norm_shape(tokens, width, eps)?;
+        device.launch(|kernels| {
+            norm::rms_norm::forward_add(
+                kernels,
+                shape,
+                residual.operand(),
+                delta.operand(),
+                sum.operand_mut(),
+                weight.operand(),
+                y.operand_mut(),
+                rstd.operand_mut(),
+            )
+        })?;
+        return Ok((sum, y, rstd));
+    }
     let (residual, delta, weight) = (
         residual.f32("residual")?,
         delta.f32("delta")?,
@@ -97,7 +133,23 @@ pub fn forward_add(
 pub fn recompute(x: &Tensor, rstd: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let (tokens, width) = checked(x, weight)?;
     rstd.check_shape("rstd", &[tokens])?;
-    let mut y = Tensor::empty(x.device(), [tokens, width], DType::F32)?;
+    rstd.check_device("rstd", x.device())?;
+    let mut y = Tensor::empty(x.device(), [tokens, width], x.dtype())?;
+    #[cfg(feature = "cuda")]
+    if !x.device().is_cpu() {
+        let shape = norm_shape(tokens, width, 0.0)?;
+        x.device().launch(|kernels| {
+            norm::rms_norm::recompute(
+                kernels,
+                shape,
+                x.operand(),
+                rstd.operand(),
+                weight.operand(),
+                y.operand_mut(),
+            )
+        })?;
+        return Ok(y);
+    }
     let (x, rstd, weight) = (x.f32("x")?, rstd.f32("rstd")?, weight.f32("weight")?);
     let rows = parallel::rows_per_task(width);
     let len = rows * width;
@@ -140,6 +192,26 @@ pub fn backward(
     dy.check_shape("dy", x.shape())?;
     dx.check_shape("dx", x.shape())?;
     rstd.check_shape("rstd", &[tokens])?;
+    check::devices(x.device(), [("dy", dy), ("rstd", rstd), ("dx", dx)])?;
+    if let Some(dweight) = &dweight {
+        dweight.check_shape("dweight", &[width])?;
+        dweight.check_device("dweight", x.device())?;
+    }
+    #[cfg(feature = "cuda")]
+    if !x.device().is_cpu() {
+        let shape = norm_shape(tokens, width, 0.0)?;
+        return x.device().launch(|kernels| {
+            let (dy, x, rstd) = (dy.operand(), x.operand(), rstd.operand());
+            let weight = weight.operand();
+            norm::rms_norm::backward(kernels, shape, dy, x, rstd, weight, dx.operand_mut())?;
+            match dweight {
+                Some(dweight) => {
+                    norm::rms_norm::dweight(kernels, shape, dy, x, rstd, dweight.operand_mut())
+                }
+                None => Ok(()),
+            }
+        });
+    }
     let (dy, x, rstd, weight) = (
         dy.f32("dy")?,
         x.f32("x")?,
@@ -172,7 +244,6 @@ pub fn backward(
         );
     });
     if let Some(dweight) = dweight {
-        dweight.check_shape("dweight", &[width])?;
         let dweight = dweight.f32_mut("dweight")?;
         simd::vectorize(
             #[inline(always)]
@@ -194,12 +265,23 @@ pub fn backward(
 fn checked(x: &Tensor, weight: &Tensor) -> Result<(usize, usize)> {
     let (tokens, width) = x.matrix("x", "[tokens, width]")?;
     weight.check_shape("weight", &[width])?;
+    weight.check_device("weight", x.device())?;
     if width == 0 {
         return Err(crate::Error::Argument(
             "x: cannot normalise rows without elements".into(),
         ));
     }
     Ok((tokens, width))
+}
+
+#[cfg(feature = "cuda")]
+pub(super) fn norm_shape(
+    tokens: usize,
+    width: usize,
+    eps: f32,
+) -> Result<fuselora_kernels::abi::NormShape> {
+    let [tokens, width] = crate::cuda::extents([tokens, width])?;
+    Ok(fuselora_kernels::abi::NormShape { tokens, width, eps })
 }
 
 #[inline(always)]

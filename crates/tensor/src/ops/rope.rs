@@ -1,7 +1,7 @@
 //! Rotary position embedding (Su et al., "RoFormer", 2021) in the layout of GPT-NeoX and Llama: element `i`
 //! of a head turns with element `i + rotary/2`.
 
-use crate::{DType, Device, Error, Result, Tensor, check, parallel, simd};
+use crate::{Device, Error, Result, Tensor, check, parallel, simd};
 use rayon::prelude::*;
 
 /// The cosines and sines of every position, `[positions, rotary/2]`, F32.
@@ -24,18 +24,11 @@ impl RopeTable {
         positions: usize,
         attention_scaling: f64,
     ) -> Result<RopeTable> {
-        let table = |f: fn(f64) -> f64| -> Result<Tensor> {
-            let mut tensor = Tensor::empty(device, [positions, inv_freq.len()], DType::F32)?;
-            for (position, row) in tensor
-                .as_f32_mut()?
-                .chunks_mut(inv_freq.len().max(1))
-                .enumerate()
-            {
-                for (value, frequency) in row.iter_mut().zip(inv_freq) {
-                    *value = (attention_scaling * f(position as f64 * frequency)) as f32;
-                }
-            }
-            Ok(tensor)
+        let table = |f: fn(f64) -> f64| {
+            let angles = (0..positions)
+                .flat_map(|position| inv_freq.iter().map(move |f| position as f64 * f));
+            let values: Vec<f32> = angles.map(|x| (attention_scaling * f(x)) as f32).collect();
+            Tensor::from_f32(device, [positions, inv_freq.len()], &values)
         };
         Ok(RopeTable {
             cos: table(f64::cos)?,
@@ -44,7 +37,7 @@ impl RopeTable {
     }
 }
 
-/// Turns `x [tokens, heads·head_dim]` F32 in place by `positions [tokens]` U32. Elements of a head beyond the
+/// Turns `x [tokens, heads·head_dim]`, of a float type, in place by `positions [tokens]` U32. Elements of a head beyond the
 /// rotary part stay.
 ///
 /// # Errors
@@ -83,9 +76,39 @@ fn rotate(
         )));
     }
     positions.check_shape("positions", &[tokens])?;
-    let positions = positions.u32("positions")?;
+    check::devices(
+        x.device(),
+        [
+            ("positions", positions),
+            ("cos", &table.cos),
+            ("sin", &table.sin),
+        ],
+    )?;
     check::indices("positions", positions, rows)?;
-    let (cos, sin, x) = (
+    #[cfg(feature = "cuda")]
+    if !positions.device().is_cpu() {
+        let [heads, head_dim, half, table_rows] =
+            crate::cuda::extents([heads, width / heads, half, rows])?;
+        let shape = fuselora_kernels::abi::RopeShape {
+            heads,
+            head_dim,
+            half,
+            table_rows,
+            direction,
+        };
+        return positions.device().launch(|kernels| {
+            fuselora_kernels::rope::rope(
+                kernels,
+                shape,
+                x.operand_mut(),
+                positions.operand(),
+                table.cos.operand(),
+                table.sin.operand(),
+            )
+        });
+    }
+    let (positions, cos, sin, x) = (
+        positions.u32("positions")?,
         table.cos.f32("cos")?,
         table.sin.f32("sin")?,
         x.f32_mut("x")?,

@@ -1,18 +1,31 @@
 //! The gated activation of Llama's feed-forward network: `act = silu(gate) · up`, `silu(x) = x·σ(x)`
 //! (Shazeer, "GLU Variants Improve Transformer", 2020).
 
-use crate::{DType, Result, Tensor, parallel, simd};
+use crate::{Result, Tensor, check, parallel, simd};
 use rayon::prelude::*;
 
 const CHUNK: usize = 1 << 13;
 
-/// `act = silu(gate) · up`, all of one shape, F32.
+/// `act = silu(gate) · up`, all of one shape and float type.
 ///
 /// # Errors
-/// When shapes differ or a tensor is not F32.
+/// On shapes, data types and devices that do not fit.
 pub fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     up.check_shape("up", gate.shape())?;
-    let mut act = Tensor::empty(gate.device(), gate.shape(), DType::F32)?;
+    up.check_device("up", gate.device())?;
+    let mut act = Tensor::empty(gate.device(), gate.shape(), gate.dtype())?;
+    #[cfg(feature = "cuda")]
+    if !gate.device().is_cpu() {
+        gate.device().launch(|kernels| {
+            fuselora_kernels::activation::swiglu_forward(
+                kernels,
+                gate.operand(),
+                up.operand(),
+                act.operand_mut(),
+            )
+        })?;
+        return Ok(act);
+    }
     let (gate, up) = (gate.f32("gate")?, up.f32("up")?);
     let chunks = (
         act.as_f32_mut()?.par_chunks_mut(CHUNK),
@@ -36,10 +49,23 @@ pub fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 /// `dgate = dact · up · σ(gate)·(1 + gate·(1 - σ(gate)))`. Returns `(dgate, dup)`.
 ///
 /// # Errors
-/// When shapes differ or a tensor is not F32.
+/// On shapes, data types and devices that do not fit.
 pub fn backward(dact: &Tensor, mut gate: Tensor, mut up: Tensor) -> Result<(Tensor, Tensor)> {
     gate.check_shape("gate", dact.shape())?;
     up.check_shape("up", dact.shape())?;
+    check::devices(dact.device(), [("gate", &gate), ("up", &up)])?;
+    #[cfg(feature = "cuda")]
+    if !dact.device().is_cpu() {
+        dact.device().launch(|kernels| {
+            fuselora_kernels::activation::swiglu_backward(
+                kernels,
+                dact.operand(),
+                gate.operand_mut(),
+                up.operand_mut(),
+            )
+        })?;
+        return Ok((gate, up));
+    }
     let chunks = (
         dact.f32("dact")?.par_chunks(CHUNK),
         gate.f32_mut("gate")?.par_chunks_mut(CHUNK),

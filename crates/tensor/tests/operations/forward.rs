@@ -153,9 +153,13 @@ proptest! {
         let targets = sample.indices(n, vocab);
         let expected = reference::cross_entropy(&wide(&logits), &targets, vocab);
         let mut logits = tensor([n, vocab], &logits);
-        let found = cross_entropy::forward(&logits, &indices(&targets)).unwrap();
+        let mut loss = tensor([1], &[0.0]);
+        cross_entropy::forward(&logits, &indices(&targets), &mut loss).unwrap();
+        let found = f64::from(loss.as_f32().unwrap()[0]);
         prop_assert!((found - expected).abs() <= 2e-5 * expected.abs().max(0.1), "{found} {expected}");
-        let found = cross_entropy::forward_backward(&mut logits, &indices(&targets), 1.0).unwrap();
+        // The second sum is added to the first.
+        cross_entropy::forward_backward(&mut logits, &indices(&targets), 1.0, &mut loss).unwrap();
+        let found = f64::from(loss.as_f32().unwrap()[0]) / 2.0;
         prop_assert!((found - expected).abs() <= 2e-5 * expected.abs().max(0.1), "{found} {expected}");
     }
 
@@ -185,10 +189,11 @@ proptest! {
             for (state, &grad) in exact.iter_mut().zip(&grad) {
                 *state = reference::adamw(*state, 0.5 * f64::from(grad), 1e-2, (0.9, 0.999), 1e-8, 0.1, step as i32);
             }
-            let hyper = AdamWHyper { beta1: 0.9, beta2: 0.999, eps: 1e-8, step, grad_scale: 0.5 };
+            // A norm of twice the largest: gradients are halved.
+            let hyper = AdamWHyper { beta1: 0.9, beta2: 0.999, eps: 1e-8, step, max_grad_norm: 100.0 };
             let grad = tensor([count], &grad);
             let param = AdamWParam { param: &mut p, grad: &grad, m: &mut m, v: &mut v, lr: 1e-2, weight_decay: 0.1 };
-            optimizer::adamw(&mut [param], hyper).unwrap();
+            optimizer::adamw(&mut [param], hyper, &tensor([1], &[200.0])).unwrap();
         }
         assert_close("param", &p, &exact.iter().map(|s| s.param).collect::<Vec<_>>());
         assert_close("m", &m, &exact.iter().map(|s| s.m).collect::<Vec<_>>());
@@ -205,6 +210,7 @@ proptest! {
         let expected: Vec<f64> = x.iter().zip(&y).map(|(&x, &y)| 3.0 * (f64::from(x) + f64::from(y))).collect();
         assert_close("3(x + y)", &sum, &expected);
         let norm = optimizer::global_norm(&[&sum, &tensor([count], &x)]).unwrap();
+        let norm = f64::from(norm.as_f32().unwrap()[0]);
         let expected = expected.iter().chain(&wide(&x)).map(|x| x * x).sum::<f64>().sqrt();
         prop_assert!((norm / expected - 1.0).abs() < 1e-6);
         prop_assert_eq!(elementwise::find_nonfinite(&sum).unwrap(), None);
@@ -315,6 +321,36 @@ fn the_cache_receives_rows() {
         cache.as_f32().unwrap(),
         [0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 0.0, 0.0]
     );
+}
+
+#[test]
+fn a_step_with_a_gradient_that_is_no_number_changes_nothing() {
+    let (mut p, mut m, mut v) = (
+        tensor([2], &[1.0, 2.0]),
+        tensor([2], &[0.5; 2]),
+        tensor([2], &[0.25; 2]),
+    );
+    let grad = tensor([2], &[f32::NAN, 1.0]);
+    let norm = optimizer::global_norm(&[&grad]).unwrap();
+    let hyper = AdamWHyper {
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        step: 1,
+        max_grad_norm: 1.0,
+    };
+    let param = AdamWParam {
+        param: &mut p,
+        grad: &grad,
+        m: &mut m,
+        v: &mut v,
+        lr: 1e-2,
+        weight_decay: 0.1,
+    };
+    optimizer::adamw(&mut [param], hyper, &norm).unwrap();
+    assert_eq!(p.as_f32().unwrap(), [1.0, 2.0]);
+    assert_eq!(m.as_f32().unwrap(), [0.5; 2]);
+    assert_eq!(v.as_f32().unwrap(), [0.25; 2]);
 }
 
 #[test]

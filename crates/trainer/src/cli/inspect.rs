@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{DtypeArg, LoraArgs, values::count};
+use super::{DeviceArg, DtypeArg, LoraArgs, values::count};
 
 /// `fuselora inspect`
 #[derive(Clone, Debug, PartialEq, Args)]
@@ -34,7 +34,21 @@ pub struct InspectArgs {
     /// Each block recomputed in backward
     #[arg(long, help_heading = "Training", alias = "grad-checkpoint")]
     pub gradient_checkpointing: bool,
-    /// Precision of activations
-    #[arg(long, help_heading = "Training", value_enum, default_value_t = DtypeArg::F32)]
-    pub dtype: DtypeArg,
+    /// Where training would run; cuda need not be there
+    #[arg(
+        long,
+        help_heading = "Training",
+        value_name = "DEVICE",
+        default_value = "cpu"
+    )]
+    pub device: DeviceArg,
+    /// f32, bf16 or f16; without: f32
+    #[arg(
+        long,
+        help_heading = "Training",
+        value_name = "DTYPE",
+        hide_possible_values = true,
+        value_enum
+    )]
+    pub dtype: Option<DtypeArg>,
 }

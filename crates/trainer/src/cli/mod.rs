@@ -101,10 +101,10 @@ impl RowArgs {
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
-    /// cpu, cuda, cuda:1, sim
+    /// cpu, cuda, cuda:1, sim, auto
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: DeviceArg,
-    /// Precision of activations: f32, bf16, f16
-    #[arg(long, value_name = "DTYPE", hide_possible_values = true, value_enum, default_value_t = DtypeArg::F32)]
-    pub dtype: DtypeArg,
+    /// f32, bf16 or f16; without: f32
+    #[arg(long, value_name = "DTYPE", hide_possible_values = true, value_enum)]
+    pub dtype: Option<DtypeArg>,
 }

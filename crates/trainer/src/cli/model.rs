@@ -24,7 +24,7 @@ pub struct MergeArgs {
     /// Stored precision; without: that of the base model
     #[arg(long, value_enum)]
     pub dtype: Option<DtypeArg>,
-    /// Where to compute: cpu, cuda, cuda:1, sim
+    /// Where to compute: cpu, cuda, cuda:1, sim, auto
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: DeviceArg,
 }

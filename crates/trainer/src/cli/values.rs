@@ -11,8 +11,10 @@ pub enum DeviceArg {
     Cpu,
     /// The CUDA device with this index.
     Cuda(usize),
-    /// The PTX executor.
+    /// A simulated GPU.
     Sim,
+    /// The first CUDA device, or the processor where there is none.
+    Auto,
 }
 
 impl FromStr for DeviceArg {
@@ -23,11 +25,12 @@ impl FromStr for DeviceArg {
             "cpu" => Ok(DeviceArg::Cpu),
             "cuda" => Ok(DeviceArg::Cuda(0)),
             "sim" => Ok(DeviceArg::Sim),
+            "auto" => Ok(DeviceArg::Auto),
             _ => text
                 .strip_prefix("cuda:")
                 .and_then(|index| index.parse().ok())
                 .map(DeviceArg::Cuda)
-                .ok_or_else(|| "there are cpu, cuda, cuda:N and sim".to_string()),
+                .ok_or_else(|| "there are cpu, cuda, cuda:N, sim and auto".to_string()),
         }
     }
 }
@@ -38,6 +41,7 @@ impl fmt::Display for DeviceArg {
             DeviceArg::Cpu => formatter.write_str("cpu"),
             DeviceArg::Cuda(index) => write!(formatter, "cuda:{index}"),
             DeviceArg::Sim => formatter.write_str("sim"),
+            DeviceArg::Auto => formatter.write_str("auto"),
         }
     }
 }

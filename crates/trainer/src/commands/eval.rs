@@ -6,10 +6,11 @@ use fuselora_trainer::base_model::BaseModel;
 use fuselora_trainer::cli::EvalArgs;
 use fuselora_trainer::data::DataFiles;
 use fuselora_trainer::evaluate::evaluate;
+use fuselora_trainer::machine::Machine;
 
 pub fn run(arguments: &EvalArgs) -> anyhow::Result<()> {
     let file = DataFiles::find_held_out(&arguments.data)?;
-    let base = BaseModel::load(&arguments.model, &arguments.machine)?;
+    let base = BaseModel::load(&arguments.model, &Machine::open(&arguments.machine)?)?;
     let lora = arguments
         .adapter
         .as_deref()

@@ -5,13 +5,14 @@ use std::ops::ControlFlow;
 
 use fuselora_trainer::base_model::BaseModel;
 use fuselora_trainer::cli::GenerateArgs;
+use fuselora_trainer::machine::Machine;
 use fuselora_trainer::mistake;
 use fuselora_transformer::generate::{GenerateOptions, generate};
 use fuselora_transformer::lora::Pass;
 use serde_json::json;
 
 pub fn run(arguments: &GenerateArgs) -> anyhow::Result<()> {
-    let base = BaseModel::load(&arguments.model, &arguments.machine)?;
+    let base = BaseModel::load(&arguments.model, &Machine::open(&arguments.machine)?)?;
     let lora = arguments
         .adapter
         .as_deref()

@@ -3,7 +3,8 @@
 use std::io::{Write, stdout};
 
 use fuselora_tensor::{DType, Device};
-use fuselora_trainer::cli::InspectArgs;
+use fuselora_trainer::cli::{DeviceArg, InspectArgs};
+use fuselora_trainer::machine;
 use fuselora_trainer::train::peft_config;
 use fuselora_transformer::adapter::{Adapter, AdapterConfig};
 use fuselora_transformer::checkpoint::Checkpoint;
@@ -56,9 +57,17 @@ pub fn run(arguments: &InspectArgs) -> anyhow::Result<()> {
         );
         let targets = config.resolve(&linears)?;
         let trained: u64 = targets.iter().map(|t| t.parameter_count() as u64).sum();
+        let on_cpu = match arguments.device {
+            DeviceArg::Cpu => true,
+            DeviceArg::Cuda(_) | DeviceArg::Sim => false,
+            DeviceArg::Auto => machine::open_device(DeviceArg::Auto)?.is_cpu(),
+        };
+        let dtype = DType::from(arguments.dtype.unwrap_or(machine::USUAL_DTYPE));
+        let activations = if on_cpu { DType::F32 } else { dtype };
         let shape = TrainingShape {
             tokens: arguments.batch_size * arguments.max_seq_length,
-            weight_bytes: DType::from(arguments.dtype).size_in_bytes(),
+            weight_bytes: dtype.size_in_bytes(),
+            activation_bytes: activations.size_in_bytes(),
             gradient_checkpointing: arguments.gradient_checkpointing,
         };
         let estimate = MemoryEstimate::new(&decoder, &targets, shape);

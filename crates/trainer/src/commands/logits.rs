@@ -8,13 +8,14 @@ use fuselora_trainer::base_model::BaseModel;
 use fuselora_trainer::cli::LogitsArgs;
 use fuselora_trainer::data::{DataFiles, PackedBatch};
 use fuselora_trainer::evaluate::to_device;
+use fuselora_trainer::machine::Machine;
 use fuselora_trainer::mistake;
 use fuselora_transformer::checkpoint::{TensorSpec, write_safetensors};
 use fuselora_transformer::lora::Pass;
 
 pub fn run(arguments: &LogitsArgs) -> anyhow::Result<()> {
     let file = DataFiles::find_held_out(&arguments.data)?;
-    let base = BaseModel::load(&arguments.model, &arguments.machine)?;
+    let base = BaseModel::load(&arguments.model, &Machine::open(&arguments.machine)?)?;
     let lora = arguments
         .adapter
         .as_deref()

@@ -2,18 +2,19 @@
 
 use std::io::{Write, stdout};
 
-use fuselora_tensor::Device;
 use fuselora_trainer::cli::MergeArgs;
+use fuselora_trainer::machine::open_device;
 use fuselora_transformer::adapter::Adapter;
 use fuselora_transformer::checkpoint::Checkpoint;
 use fuselora_transformer::merge::merge_adapter;
 use fuselora_transformer::{families, model};
 
 pub fn run(arguments: &MergeArgs) -> anyhow::Result<()> {
+    let device = open_device(arguments.device)?;
     let checkpoint = Checkpoint::open(&arguments.model)?;
     let (family, config) = families::read_config(checkpoint.config())?;
     let linears = model::linear_modules(family, &config);
-    let adapter = Adapter::read(&arguments.adapter, &linears, &Device::cpu())?;
+    let adapter = Adapter::read(&arguments.adapter, &linears, &device)?;
     merge_adapter(
         &checkpoint,
         &adapter,

@@ -1,5 +1,6 @@
 //! The adapter that a run starts from.
 
+use fuselora_tensor::Purpose;
 use fuselora_transformer::adapter::{Adapter, AdapterConfig, ModuleSelector};
 use fuselora_transformer::lora::Lora;
 
@@ -21,6 +22,7 @@ pub fn start(config: &TrainConfig, base: &BaseModel) -> anyhow::Result<Lora> {
     let mut peft = peft_config(&config.lora);
     peft.base_model_name_or_path = Some(config.model()?.display().to_string());
     let (model, seed) = (&base.model, config.optimization.seed);
+    let _holding = model.device().hold(Purpose::Adapter);
     let weight = |module: &str| model.weight(module);
     let adapter = Adapter::new(peft, model.linears(), model.device(), seed, weight)?;
     Ok(Lora::bind(adapter, model.linears())?)

@@ -1,7 +1,7 @@
 //! AdamW over an adapter's parameters.
 
 use fuselora_tensor::ops::optimizer::{AdamWHyper, AdamWParam, adamw, global_norm};
-use fuselora_tensor::{DType, Tensor};
+use fuselora_tensor::{DType, Purpose, Tensor};
 use fuselora_transformer::lora::{Lora, LoraGradients};
 
 use crate::cli::OptimizationArgs;
@@ -28,7 +28,10 @@ impl Optimizer {
     /// # Errors
     /// No room on the device.
     pub fn new(lora: &Lora) -> anyhow::Result<Optimizer> {
-        let zeros = |t: &Tensor| Tensor::zeros(t.device(), t.shape(), DType::F32);
+        let zeros = |t: &Tensor| {
+            let _holding = t.device().hold(Purpose::Optimizer);
+            Tensor::zeros(t.device(), t.shape(), DType::F32)
+        };
         let moments = lora
             .parameters()
             .map(|(_, t)| {
@@ -41,9 +44,8 @@ impl Optimizer {
         Ok(Optimizer { step: 0, moments })
     }
 
-    /// One step; `grad_norm` is that of the unclipped gradients.
-    ///
-    /// Clipping is `torch.nn.utils.clip_grad_norm_`'s rule: gradients times `max / (norm + 1e-6)`, at most 1.
+    /// One step; `grad_norm` is that of the unclipped gradients, from [`gradient_norm`]. Where it is not finite, the
+    /// adapter and the moments stay as they are.
     ///
     /// # Errors
     /// Tensors that do not fit each other.
@@ -52,14 +54,10 @@ impl Optimizer {
         lora: &mut Lora,
         gradients: &LoraGradients,
         learning_rate: f64,
-        grad_norm: f64,
+        grad_norm: &Tensor,
         settings: &OptimizationArgs,
     ) -> anyhow::Result<()> {
         self.step += 1;
-        let clip = match settings.max_grad_norm {
-            0.0 => 1.0,
-            max => (max / (grad_norm + 1e-6)).min(1.0),
-        };
         let (lr, weight_decay) = (learning_rate as f32, settings.weight_decay as f32);
         let parameters = lora.parameters_mut().zip(gradients.tensors());
         let mut params: Vec<AdamWParam> = parameters
@@ -78,17 +76,17 @@ impl Optimizer {
             beta2: settings.adam_beta2,
             eps: settings.adam_epsilon as f32,
             step: self.step,
-            grad_scale: clip as f32,
+            max_grad_norm: settings.max_grad_norm as f32,
         };
-        Ok(adamw(&mut params, hyper)?)
+        Ok(adamw(&mut params, hyper, grad_norm)?)
     }
 }
 
-/// The norm of all gradients together.
+/// The norm of all gradients together, `[1]` F32 on their device.
 ///
 /// # Errors
 /// Gradients that are not F32.
-pub fn gradient_norm(gradients: &LoraGradients) -> anyhow::Result<f64> {
+pub fn gradient_norm(gradients: &LoraGradients) -> anyhow::Result<Tensor> {
     let all: Vec<&Tensor> = gradients.tensors().collect();
     Ok(global_norm(&all)?)
 }

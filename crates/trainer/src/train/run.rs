@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
+use fuselora_tensor::Tensor;
 use fuselora_transformer::lora::{DropoutSeed, Lora, LoraGradients, Pass};
 use fuselora_transformer::model::TrainingOptions;
 use fuselora_transformer::{Error, atomic_file};
@@ -15,8 +16,9 @@ use super::{adapter, answers};
 use crate::base_model::BaseModel;
 use crate::cli::TrainConfig;
 use crate::data::{DataFiles, Dataset, PackedBatch, Position, Row, Sampler};
-use crate::evaluate::{evaluate, to_device};
+use crate::evaluate::{evaluate, scalar, to_device};
 use crate::interrupt::Interrupt;
+use crate::machine::Machine;
 use crate::mistake;
 use crate::records::{
     Answer, Curve, EvalMetrics, EventWriter, Metrics, MetricsLog, Progress, Report, Theme,
@@ -61,7 +63,11 @@ struct Run<'a> {
 /// A [`mistake::Mistake`] for what the user can mend: settings, files, data, a loss that is no number.
 pub fn run(config: &TrainConfig, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
     config.validate()?;
-    let mut run = Run::start(config)?;
+    let machine = Machine::open(&config.machine)?;
+    let mut config = config.clone();
+    config.machine.dtype = Some(machine.dtype);
+    let config = &config;
+    let mut run = Run::start(config, &machine)?;
     let total_steps = config.total_steps(run.sampler.steps_per_epoch());
     let schedule = config.schedule(total_steps);
     if run.state.step == 0 {
@@ -103,7 +109,7 @@ pub fn run(config: &TrainConfig, interrupt: &Interrupt) -> anyhow::Result<Outcom
 }
 
 impl<'a> Run<'a> {
-    fn start(config: &'a TrainConfig) -> anyhow::Result<Run<'a>> {
+    fn start(config: &'a TrainConfig, machine: &Machine) -> anyhow::Result<Run<'a>> {
         let output = config.output()?;
         let files = DataFiles::find(config.data()?, config.eval_data.as_deref())?;
         let settings = config.settings()?.into_iter().collect();
@@ -112,7 +118,7 @@ impl<'a> Run<'a> {
         } else {
             None
         };
-        let base = BaseModel::load(config.model()?, &config.machine)?;
+        let base = BaseModel::load(config.model()?, machine)?;
         let read = |file: &Path, what: &str| -> anyhow::Result<Dataset> {
             let (dataset, limits) = base.dataset(file, &config.rows, true)?;
             eprintln!("{what}: {}: {}", file.display(), dataset.summary(limits));
@@ -244,19 +250,22 @@ impl<'a> Run<'a> {
         let target_tokens: usize = batches.iter().map(PackedBatch::target_count).sum();
         let tokens: usize = batches.iter().map(|batch| batch.tokens.len()).sum();
         self.gradients.clear()?;
-        let loss = self.forward_backward(&batches, target_tokens, false)? / target_tokens as f64;
+        let loss = self.forward_backward(&batches, target_tokens, false)?;
         let grad_norm = gradient_norm(&self.gradients)?;
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(self.explain_nonfinite(&batches, target_tokens, loss));
-        }
         let settings = &self.config.optimization;
         self.optimizer.step(
             &mut self.lora,
             &self.gradients,
             learning_rate,
-            grad_norm,
+            &grad_norm,
             settings,
         )?;
+        // The first look at what the device has computed: until here it was only told what to do.
+        let loss = scalar(&loss)? / target_tokens as f64;
+        let grad_norm = scalar(&grad_norm)?;
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            return Err(self.explain_nonfinite(&batches, target_tokens, loss));
+        }
         self.state.step += 1;
         self.state.micro_step = self.state.micro_step.wrapping_add(batches.len() as u32);
         let seconds = start.elapsed().as_secs_f64();
@@ -274,17 +283,17 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// The summed loss of a step's batches; their gradients are added up.
+    /// The summed loss of a step's batches, on the device; their gradients are added up.
     fn forward_backward(
         &mut self,
         batches: &[PackedBatch],
         target_tokens: usize,
         trace: bool,
-    ) -> anyhow::Result<f64> {
+    ) -> anyhow::Result<Tensor> {
         let options = TrainingOptions {
             gradient_checkpointing: self.config.gradient_checkpointing,
         };
-        let mut loss = 0.0;
+        let mut loss = self.base.model.zero_loss()?;
         for (batch, micro_step) in batches.iter().zip(self.state.micro_step..) {
             let dropout = DropoutSeed {
                 seed: self.config.optimization.seed,
@@ -297,12 +306,13 @@ impl<'a> Run<'a> {
             };
             let batch = to_device(&self.base.model, batch)?;
             let scale = 1.0 / target_tokens as f32;
-            loss += self.base.model.forward_backward(
+            self.base.model.forward_backward(
                 &batch,
                 &pass,
                 &mut self.gradients,
                 scale,
                 options,
+                &mut loss,
             )?;
         }
         Ok(loss)

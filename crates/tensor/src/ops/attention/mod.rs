@@ -2,8 +2,10 @@
 //! FlashAttention does (Dao, 2023): the matrix of scores never exists.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
-use crate::{DType, Device, Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor, check};
 use std::ops::Range;
 
 /// Where each sequence begins in a concatenation of sequences.
@@ -79,13 +81,13 @@ pub struct AttentionConfig {
     pub window: Option<usize>,
 }
 
-/// `o = softmax(scale · q·kᵀ)·v` for each sequence and head, F32.
+/// `o = softmax(scale · q·kᵀ)·v` for each sequence and head, of a float type.
 ///
 /// `q [tokens, heads·head_dim]` has the boundaries `q_rows`; `k` and `v [kv_tokens, kv_heads·head_dim]` have
 /// `kv_rows` and may hold more tokens than it counts. The masks are aligned at the last token: with `n` keys
 /// more than queries (a cache), query `i` stands at position `i + n`.
 ///
-/// Returns `o [tokens, heads·head_dim]` and `lse [tokens, heads]`, the logarithm of each softmax's denominator.
+/// Returns `o [tokens, heads·head_dim]` and `lse [tokens, heads]` F32, the logarithm of each softmax's denominator.
 ///
 /// # Errors
 /// When a sequence has fewer keys than queries, and on shapes and data types that do not fit.
@@ -98,8 +100,13 @@ pub fn forward(
     config: &AttentionConfig,
 ) -> Result<(Tensor, Tensor)> {
     let sequences = config.check(q, k, v, q_rows, kv_rows)?;
-    let mut o = Tensor::empty(q.device(), q.shape(), DType::F32)?;
+    let mut o = Tensor::empty(q.device(), q.shape(), q.dtype())?;
     let mut lse = Tensor::empty(q.device(), [q_rows.total(), config.heads], DType::F32)?;
+    #[cfg(feature = "cuda")]
+    if !q.device().is_cpu() {
+        cuda::forward(q, k, v, q_rows, kv_rows, config, &mut o, &mut lse)?;
+        return Ok((o, lse));
+    }
     cpu::forward(q, k, v, &sequences, config, &mut o, &mut lse)?;
     Ok((o, lse))
 }
@@ -128,9 +135,7 @@ pub fn backward(
     d_o.check_shape("d_o", q.shape())?;
     o.check_shape("o", q.shape())?;
     lse.check_shape("lse", &[q_rows.total(), config.heads])?;
-    let mut dq = Tensor::empty(q.device(), q.shape(), DType::F32)?;
-    let mut dk = Tensor::zeros(q.device(), k.shape(), DType::F32)?;
-    let mut dv = Tensor::zeros(q.device(), v.shape(), DType::F32)?;
+    check::devices(q.device(), [("d_o", d_o), ("o", o), ("lse", lse)])?;
     let saved = cpu::Saved {
         d_o,
         q,
@@ -139,6 +144,13 @@ pub fn backward(
         o,
         lse,
     };
+    #[cfg(feature = "cuda")]
+    if !q.device().is_cpu() {
+        return cuda::backward(&saved, q_rows, kv_rows, config);
+    }
+    let mut dq = Tensor::empty(q.device(), q.shape(), DType::F32)?;
+    let mut dk = Tensor::zeros(q.device(), k.shape(), DType::F32)?;
+    let mut dv = Tensor::zeros(q.device(), v.shape(), DType::F32)?;
     cpu::backward(&saved, &sequences, config, &mut dq, &mut dk, &mut dv)?;
     Ok((dq, dk, dv))
 }
@@ -178,6 +190,15 @@ impl AttentionConfig {
         let (kv_tokens, _) = k.matrix("k", "[kv_tokens, kv_heads * head_dim]")?;
         k.check_shape("k", &[kv_tokens.max(kv_rows.total()), kv_heads * head_dim])?;
         v.check_shape("v", k.shape())?;
+        check::devices(
+            q.device(),
+            [
+                ("k", k),
+                ("v", v),
+                ("q_rows", q_rows.cu_seqlens()),
+                ("kv_rows", kv_rows.cu_seqlens()),
+            ],
+        )?;
         if q_rows.count() != kv_rows.count() {
             return refuse(format!(
                 "{} sequences of queries, but {} of keys",

@@ -5,6 +5,8 @@
 //! `dx` is written once. The low-rank update is added to each tile of `y` while the tile is in the cache.
 
 mod backward;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod dropout;
 mod forward;
 
@@ -66,7 +68,8 @@ pub struct Backward<'a> {
     pub gradients: Option<Gradients<'a>>,
 }
 
-/// `y = x·Wᵀ + bias + scaling·(drop(x)·Aᵀ)·Bᵀ` for each projection, with `x [tokens, in]` F32.
+/// `y = x·Wᵀ + bias + scaling·(drop(x)·Aᵀ)·Bᵀ` for each projection, with `x [tokens, in]` of a float type: on the
+/// CPU F32, and on a CUDA device the type of the weights. `y` has the type of `x`, and `h` is F32.
 ///
 /// # Errors
 /// On shapes and data types that do not fit.
@@ -80,7 +83,7 @@ pub fn forward(x: &Tensor, projections: &[Projection]) -> Result<Vec<Output>> {
         let y = Tensor::empty(
             x.device(),
             [tokens, projection.weight.out_features()],
-            DType::F32,
+            x.dtype(),
         )?;
         let h = match &projection.lora {
             Some(lora) => Some(Tensor::empty(
@@ -91,6 +94,11 @@ pub fn forward(x: &Tensor, projections: &[Projection]) -> Result<Vec<Output>> {
             None => None,
         };
         outputs.push(Output { y, h });
+    }
+    #[cfg(feature = "cuda")]
+    if !x.device().is_cpu() {
+        cuda::forward(x, projections, &mut outputs)?;
+        return Ok(outputs);
     }
     forward::run(x, projections, &mut outputs)?;
     Ok(outputs)
@@ -106,6 +114,10 @@ pub fn backward(x: &Tensor, mut items: Vec<Backward>, need_dx: bool) -> Result<O
     let (tokens, _) = x.matrix("x", "[tokens, in_features]")?;
     for (index, item) in items.iter().enumerate() {
         item.check(index, x, tokens)?;
+    }
+    #[cfg(feature = "cuda")]
+    if !x.device().is_cpu() {
+        return cuda::backward(x, &mut items, need_dx);
     }
     backward::run(x, &mut items, need_dx)
 }
@@ -141,6 +153,10 @@ pub fn merge(weight: &Weight, a: &Tensor, b: &Tensor, scaling: f32) -> Result<Te
         dropout: None,
     };
     lora.check(|name| format!("merge: {name}"), weight, in_features)?;
+    #[cfg(feature = "cuda")]
+    if !a.device().is_cpu() {
+        return cuda::merge(weight, &lora);
+    }
     forward::merge(weight, &lora)
 }
 
@@ -161,6 +177,8 @@ impl Lora<'_> {
             .check_shape(&name("lora_b"), &[weight.out_features(), rank])?;
         self.a.check_dtype(&name("lora_a"), DType::F32)?;
         self.b.check_dtype(&name("lora_b"), DType::F32)?;
+        weight.check_device(&name("weight"), self.a.device())?;
+        self.b.check_device(&name("lora_b"), self.a.device())?;
         match self.dropout {
             Some(dropout) if !(0.0..1.0).contains(&dropout.probability) => {
                 Err(Error::Argument(format!(
@@ -184,13 +202,18 @@ impl Lora<'_> {
 impl Projection<'_> {
     fn check(&self, index: usize, x: &Tensor) -> Result<()> {
         let name = |tensor: &str| format!("projection {index}: {tensor}");
-        x.check_dtype("x", DType::F32)?;
+        match x.device().is_cpu() {
+            true => x.check_dtype("x", DType::F32)?,
+            false => x.check_float("x")?,
+        }
         let (tokens, _) = x.matrix("x", "[tokens, in_features]")?;
         let (out_features, in_features) = self.weight.matrix(&name("weight"))?;
         x.check_shape("x", &[tokens, in_features])?;
+        self.weight.check_device(&name("weight"), x.device())?;
         if let Some(bias) = self.bias {
             bias.check_shape(&name("bias"), &[out_features])?;
             bias.check_dtype(&name("bias"), DType::F32)?;
+            bias.check_device(&name("bias"), x.device())?;
         }
         match &self.lora {
             Some(lora) => lora.check(name, self.weight, in_features),
@@ -207,7 +230,8 @@ impl Backward<'_> {
             &name("dy"),
             &[tokens, self.projection.weight.out_features()],
         )?;
-        self.dy.check_dtype(&name("dy"), DType::F32)?;
+        self.dy.check_dtype(&name("dy"), x.dtype())?;
+        self.dy.check_device(&name("dy"), x.device())?;
         match (&self.projection.lora, self.h, &self.gradients) {
             (None, _, Some(_)) => Err(Error::Argument(name(
                 "gradients were given, but it has no low-rank update",
@@ -219,20 +243,17 @@ impl Backward<'_> {
                 if let Some(h) = h {
                     h.check_shape(&name("h"), &[tokens, lora.rank()])?;
                     h.check_dtype(&name("h"), DType::F32)?;
+                    h.check_device(&name("h"), x.device())?;
                 }
                 if let Some(gradients) = gradients {
-                    gradients
-                        .a
-                        .check_shape(&name("gradient of lora_a"), lora.a.shape())?;
-                    gradients
-                        .b
-                        .check_shape(&name("gradient of lora_b"), lora.b.shape())?;
-                    gradients
-                        .a
-                        .check_dtype(&name("gradient of lora_a"), DType::F32)?;
-                    gradients
-                        .b
-                        .check_dtype(&name("gradient of lora_b"), DType::F32)?;
+                    for (part, gradient, of) in [
+                        ("gradient of lora_a", &gradients.a, lora.a),
+                        ("gradient of lora_b", &gradients.b, lora.b),
+                    ] {
+                        gradient.check_shape(&name(part), of.shape())?;
+                        gradient.check_dtype(&name(part), DType::F32)?;
+                        gradient.check_device(&name(part), x.device())?;
+                    }
                 }
                 Ok(())
             }

@@ -1,0 +1,127 @@
+use super::{Backward, Lora, Output, Projection};
+use crate::{DType, Result, Tensor, Weight, cuda::extents};
+use fuselora_kernels::{
+    abi::MatmulShape,
+    lora_linear as kernel,
+    matmul::{Layout, matmul},
+};
+
+pub(super) fn forward(
+    x: &Tensor,
+    projections: &[Projection],
+    outputs: &mut [Output],
+) -> Result<()> {
+    let [tokens, in_features] = activations(x)?;
+    let projections: Vec<_> = projections
+        .iter()
+        .map(Projection::operands)
+        .collect::<Result<_>>()?;
+    let len = kernel::forward_workspace(tokens, in_features, &projections) as usize;
+    let mut workspace = Tensor::workspace(x.device(), [len], DType::F32)?;
+    let outputs: Vec<_> = outputs
+        .iter_mut()
+        .map(|Output { y, h }| kernel::Output {
+            y: y.operand_mut(),
+            h: h.as_mut().map(Tensor::operand_mut),
+        })
+        .collect();
+    x.device().launch(|kernels| {
+        kernel::forward(
+            kernels,
+            tokens,
+            in_features,
+            x.operand(),
+            &projections,
+            &outputs,
+            workspace.operand_mut(),
+        )
+    })
+}
+
+pub(super) fn backward(
+    x: &Tensor,
+    items: &mut [Backward],
+    need_dx: bool,
+) -> Result<Option<Tensor>> {
+    let [tokens, in_features] = activations(x)?;
+    let items: Vec<_> = items
+        .iter_mut()
+        .map(|item| {
+            Ok(kernel::Backward {
+                projection: item.projection.operands()?,
+                dy: item.dy.operand(),
+                h: item.h.map(Tensor::operand),
+                gradients: item.gradients.as_mut().map(|gradients| kernel::Gradients {
+                    a: gradients.a.operand_mut(),
+                    b: gradients.b.operand_mut(),
+                }),
+            })
+        })
+        .collect::<Result<_>>()?;
+    let len = kernel::backward_workspace(tokens, in_features, &items) as usize;
+    let mut workspace = Tensor::workspace(x.device(), [len], DType::F32)?;
+    let mut dx = need_dx
+        .then(|| Tensor::empty(x.device(), x.shape(), x.dtype()))
+        .transpose()?;
+    x.device().launch(|kernels| {
+        kernel::backward(
+            kernels,
+            tokens,
+            in_features,
+            x.operand(),
+            &items,
+            dx.as_mut().map(Tensor::operand_mut),
+            workspace.operand_mut(),
+        )
+    })?;
+    Ok(dx)
+}
+
+/// `scaling·(B·A) + W`, in F32.
+pub(super) fn merge(weight: &Weight, lora: &Lora) -> Result<Tensor> {
+    let Weight::Dense(weight) = weight;
+    let (out_features, in_features) = weight.matrix("weight", "[out_features, in_features]")?;
+    let [m, n, k] = extents([out_features, in_features, lora.rank()])?;
+    let mut merged = Tensor::empty(weight.device(), weight.shape(), DType::F32)?;
+    weight.device().launch(|kernels| {
+        let (a, b) = (lora.a.operand(), lora.b.operand());
+        let shape = MatmulShape { m, n, k };
+        matmul(kernels, Layout::Nn, shape, b, a, merged.operand_mut())
+    })?;
+    crate::ops::elementwise::scale(&mut merged, lora.scaling)?;
+    crate::ops::elementwise::add_assign(&mut merged, &weight.cast(DType::F32)?)?;
+    Ok(merged)
+}
+
+fn activations(x: &Tensor) -> Result<[u32; 2]> {
+    let (tokens, in_features) = x.matrix("x", "[tokens, in_features]")?;
+    extents([tokens, in_features])
+}
+
+impl Projection<'_> {
+    fn operands(&self) -> Result<kernel::Projection<'_>> {
+        let Weight::Dense(weight) = self.weight;
+        let [out_features] = extents([self.weight.out_features()])?;
+        let lora = self.lora.as_ref().map(|lora| {
+            let [rank] = extents([lora.rank()])?;
+            Ok(kernel::Lora {
+                a: lora.a.operand(),
+                b: lora.b.operand(),
+                rank,
+                scaling: lora.scaling,
+                dropout: lora.dropout.map(|dropout| kernel::Dropout {
+                    probability: dropout.probability,
+                    seed: dropout.seed,
+                    stream: dropout.stream,
+                    step: dropout.step,
+                }),
+            })
+        });
+        Ok(kernel::Projection {
+            weight: weight.operand(),
+            bias: self.bias.map(Tensor::operand),
+            out_features,
+            lora: lora.transpose()?,
+        })
+    }
+}
