@@ -318,6 +318,18 @@ fn global_race_within_a_block() {
     case.innocent("red.global.add.u32 [%rd1], 1; bar.sync 0; ld.global.u32 %r5, [%rd1];");
 }
 
+/// Halves of one word: what a warp read before the barrier is not what it reads after it.
+#[test]
+fn neighbours_in_a_word_do_not_race() {
+    let mut case = case();
+    // After the barrier warp 0 reads one half while warp 1 writes the other, which warp 0 read before.
+    let body = "setp.lt.u32 %p1, %r1, 32; @%p1 ld.global.u16 %rs1, [%rd1+2]; bar.sync 0;
+                @%p1 ld.global.u16 %rs1, [%rd1];
+                setp.eq.u32 %p2, %r1, 40; @%p2 st.global.u16 [%rd1+2], %rs1;";
+    case.innocent(body);
+    case.fault(&body.replace("bar.sync 0;", ""));
+}
+
 #[test]
 fn a_flag_orders_the_warps_of_a_block() {
     // Warp 0 writes and raises a flag in shared memory; warp 1 waits for the flag and reads.

@@ -135,6 +135,10 @@ impl Entry {
         let warp = |entry: Entry| (entry.block(), entry.thread() / 32);
         warp(self) == warp(other)
     }
+    /// Whether both are of the same warp, and nothing that orders came between them.
+    fn same_moment(self, other: Entry) -> bool {
+        self.same_warp(other) && self.clock() == other.clock() && self.time() == other.time()
+    }
 }
 
 impl Cell {
@@ -148,10 +152,16 @@ impl Cell {
         self.by.store(entry.by, Relaxed);
     }
 
-    /// Adds the bytes of what is there already.
-    fn store_more(&self, entry: Entry, before: Entry) {
+    /// In place of what the same warp did before, or, where nothing ordered comes between, in addition to its
+    /// bytes: what was ordered must not be taken for what is done now.
+    fn store_after(&self, entry: Entry, before: Entry) {
+        let bytes = if before.same_moment(entry) {
+            before.bytes()
+        } else {
+            0
+        };
         self.store(Entry {
-            what: entry.what | u64::from(before.bytes()),
+            what: entry.what | u64::from(bytes),
             ..entry
         });
     }
@@ -287,11 +297,7 @@ impl BlockRaces {
                         return Err(fault(read, AccessKind::Read));
                     }
                 }
-                let same = write.same_warp(entry) && write.time() == time;
-                match same {
-                    true => word.write.store_more(entry, write),
-                    false => word.write.store(entry),
-                }
+                word.write.store_after(entry, write);
                 if bytes == 0xf {
                     word.first_read.clear();
                     word.last_read.clear();
@@ -337,14 +343,11 @@ fn record_read(word: &Word, entry: Entry) {
         return;
     }
     if first.same_warp(entry) {
-        word.first_read.store_more(entry, first);
+        word.first_read.store_after(entry, first);
         return;
     }
     let last = word.last_read.load();
     if last.block().is_none() || last.block() == first.block() || entry.block() != first.block() {
-        match last.same_warp(entry) {
-            true => word.last_read.store_more(entry, last),
-            false => word.last_read.store(entry),
-        }
+        word.last_read.store_after(entry, last);
     }
 }
