@@ -54,7 +54,7 @@ pub struct Saved {
 
 enum SavedQkv {
     Split(Box<[linear::Saved; 3]>),
-    Fused(linear::Saved),
+    Fused(Box<linear::Saved>),
 }
 
 /// What a head norm started from.
@@ -163,7 +163,7 @@ impl Attention {
             Qkv::Fused(linear) => {
                 let [fused] = linear::forward(x, [linear], pass)?;
                 let [q, k, v] = columns::split(&fused.y, self.widths())?;
-                (q, k, v, SavedQkv::Fused(fused.saved))
+                (q, k, v, SavedQkv::Fused(Box::new(fused.saved)))
             }
         };
         let (mut q, mut k, normed) = match &self.qk_norm {
