@@ -292,6 +292,26 @@ mod cuda {
                 }
             }
         }
+        // The kernels of one operation for every storage type of activations, under the operation's name.
+        for operation in kernels
+            .keys()
+            .filter_map(|kernel| kernel.strip_suffix("_f32"))
+        {
+            let [f32, f16, bf16] =
+                ["f32", "f16", "bf16"].map(|storage| format!("{operation}_{storage}"));
+            if [&f16, &bf16]
+                .iter()
+                .all(|kernel| kernels.contains_key(*kernel))
+            {
+                let [operation, f32, f16, bf16] =
+                    [operation, &f32, &f16, &bf16].map(str::to_uppercase);
+                writeln!(
+                    rust,
+                    "pub(crate) static {operation}: crate::launch::ByStorage = \
+                     crate::launch::ByStorage {{ f32: &{f32}, f16: &{f16}, bf16: &{bf16} }};"
+                )?;
+            }
+        }
         let all: String = kernels
             .keys()
             .map(|kernel| format!("&{}, ", kernel.to_uppercase()))

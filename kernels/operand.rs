@@ -130,7 +130,7 @@ impl<'a> Operand<'a> {
     }
 
     /// Checks the storage type and the number of elements.
-    pub(crate) fn expect(
+    pub(crate) fn check(
         &self,
         tensor: &'static str,
         element: Element,
@@ -154,7 +154,7 @@ impl<'a> Operand<'a> {
     }
 
     /// Checks that it starts at a multiple of `bytes`, as accesses of that width need.
-    pub(crate) fn expect_aligned(
+    pub(crate) fn check_aligned(
         &self,
         tensor: &'static str,
         bytes: u64,

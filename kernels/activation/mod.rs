@@ -24,12 +24,7 @@ pub fn swiglu_forward(
     up: Operand,
     act: OperandMut,
 ) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::SWIGLU_FORWARD_F32,
-        f16: &modules::SWIGLU_FORWARD_F16,
-        bf16: &modules::SWIGLU_FORWARD_BF16,
-    };
-    let kernel = KERNELS.of("act", act.element())?;
+    let kernel = modules::SWIGLU_FORWARD.of("act", act.element())?;
     let Some(grid) = grid(&act, &[("gate", &gate), ("up", &up), ("act", &act)])? else {
         return Ok(());
     };
@@ -59,12 +54,7 @@ pub fn swiglu_backward(
     gate: OperandMut,
     up: OperandMut,
 ) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::SWIGLU_BACKWARD_F32,
-        f16: &modules::SWIGLU_BACKWARD_F16,
-        bf16: &modules::SWIGLU_BACKWARD_BF16,
-    };
-    let kernel = KERNELS.of("dact", dact.element())?;
+    let kernel = modules::SWIGLU_BACKWARD.of("dact", dact.element())?;
     let Some(grid) = grid(&dact, &[("dact", &dact), ("gate", &gate), ("up", &up)])? else {
         return Ok(());
     };
@@ -94,17 +84,9 @@ pub fn gelu_forward(
     x: Operand,
     y: OperandMut,
 ) -> Result<(), LaunchError> {
-    const TANH: ByStorage = ByStorage {
-        f32: &modules::GELU_TANH_FORWARD_F32,
-        f16: &modules::GELU_TANH_FORWARD_F16,
-        bf16: &modules::GELU_TANH_FORWARD_BF16,
-    };
-    const ERF: ByStorage = ByStorage {
-        f32: &modules::GELU_ERF_FORWARD_F32,
-        f16: &modules::GELU_ERF_FORWARD_F16,
-        bf16: &modules::GELU_ERF_FORWARD_BF16,
-    };
-    let kernel = gelu.of(TANH, ERF).of("y", y.element())?;
+    let kernel = gelu
+        .of(modules::GELU_TANH_FORWARD, modules::GELU_ERF_FORWARD)
+        .of("y", y.element())?;
     let Some(grid) = grid(&y, &[("x", &x), ("y", &y)])? else {
         return Ok(());
     };
@@ -133,17 +115,9 @@ pub fn gelu_backward(
     dy: OperandMut,
     x: Operand,
 ) -> Result<(), LaunchError> {
-    const TANH: ByStorage = ByStorage {
-        f32: &modules::GELU_TANH_BACKWARD_F32,
-        f16: &modules::GELU_TANH_BACKWARD_F16,
-        bf16: &modules::GELU_TANH_BACKWARD_BF16,
-    };
-    const ERF: ByStorage = ByStorage {
-        f32: &modules::GELU_ERF_BACKWARD_F32,
-        f16: &modules::GELU_ERF_BACKWARD_F16,
-        bf16: &modules::GELU_ERF_BACKWARD_BF16,
-    };
-    let kernel = gelu.of(TANH, ERF).of("dy", dy.element())?;
+    let kernel = gelu
+        .of(modules::GELU_TANH_BACKWARD, modules::GELU_ERF_BACKWARD)
+        .of("dy", dy.element())?;
     let Some(grid) = grid(&dy, &[("dy", &dy), ("x", &x)])? else {
         return Ok(());
     };
@@ -179,8 +153,8 @@ fn grid(
     tensors: &[(&'static str, &Operand)],
 ) -> Result<Option<(u32, u32, u32)>, LaunchError> {
     for &(name, tensor) in tensors {
-        tensor.expect(name, model.element(), model.len())?;
-        tensor.expect_aligned(name, 16)?;
+        tensor.check(name, model.element(), model.len())?;
+        tensor.check_aligned(name, 16)?;
     }
     let per_block = u64::from(ACTIVATION_THREADS) * (16 / model.element().size_in_bytes());
     let blocks = blocks(tensors[0].0, model.len(), per_block, GRID_X)?;

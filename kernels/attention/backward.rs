@@ -84,9 +84,9 @@ pub fn backward(
         [("q", &q), ("o", &o), ("d_o", &d_o), ("dq", &dq)],
         [("k", &k), ("v", &v), ("dk", &dk), ("dv", &dv)],
     )?;
-    lse.expect("lse", Element::F32, attention.query_heads())?;
-    statistics.expect("statistics", Element::F32, attention.statistics_len())?;
-    statistics.expect_aligned("statistics", 8)?;
+    lse.check("lse", Element::F32, attention.query_heads())?;
+    statistics.check("statistics", Element::F32, attention.statistics_len())?;
+    statistics.check_aligned("statistics", 8)?;
 
     let shape = attention.shape(&[&q, &k, &v, &o, &d_o, &dq, &dk, &dv]);
     let kv_heads = blocks("kv_heads", shape.kv_heads.into(), 1, GRID_YZ)?;

@@ -47,8 +47,8 @@ pub fn forward(
         }
     };
     attention.check_tensors(q.element(), [("q", &q), ("o", &o)], [("k", &k), ("v", &v)])?;
-    lse.expect("lse", Element::F32, attention.query_heads())?;
-    partial.expect("partial", Element::F32, attention.partial_len())?;
+    lse.check("lse", Element::F32, attention.query_heads())?;
+    partial.check("partial", Element::F32, attention.partial_len())?;
     if o.is_empty() {
         return Ok(());
     }

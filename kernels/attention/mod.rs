@@ -138,10 +138,10 @@ impl Attention<'_> {
         let boundaries = self.q_rows.cu_seqlens.len().max(1);
         self.q_rows
             .cu_seqlens
-            .expect("q_rows.cu_seqlens", Element::U32, boundaries)?;
+            .check("q_rows.cu_seqlens", Element::U32, boundaries)?;
         self.kv_rows
             .cu_seqlens
-            .expect("kv_rows.cu_seqlens", Element::U32, boundaries)
+            .check("kv_rows.cu_seqlens", Element::U32, boundaries)
     }
 
     /// Elements of a token in q, o and their gradients.
@@ -169,7 +169,7 @@ impl Attention<'_> {
         queries
             .iter()
             .chain(&keys)
-            .try_for_each(|((name, tensor), len)| tensor.expect(name, element, *len))
+            .try_for_each(|((name, tensor), len)| tensor.check(name, element, *len))
     }
 
     /// The kernels' view of the call. `tensors` are all that hold heads.

@@ -1,7 +1,7 @@
 //! Element-wise operations on whole tensors. Launches `elementwise.cu`.
 
 use crate::abi::ELEMENTWISE_THREADS;
-use crate::launch::{ByStorage, GRID_X, blocks, launch};
+use crate::launch::{GRID_X, blocks, launch};
 use crate::modules;
 use crate::{Element, Kernels, LaunchError, Operand, OperandMut};
 
@@ -27,12 +27,12 @@ pub fn cast(kernels: &Kernels, x: Operand, y: OperandMut) -> Result<(), LaunchEr
             });
         }
     };
-    x.expect("x", x.element(), y.len())?;
+    x.check("x", x.element(), y.len())?;
     let wider = x.element().size_in_bytes().max(y.element().size_in_bytes());
     let Some(grid) = grid("x", &x, wider)? else {
         return Ok(());
     };
-    y.expect_aligned("y", 16)?;
+    y.check_aligned("y", 16)?;
     // SAFETY: the kernel's parameters in order; both buffers hold as many elements.
     unsafe {
         launch!(
@@ -53,17 +53,12 @@ pub fn cast(kernels: &Kernels, x: Operand, y: OperandMut) -> Result<(), LaunchEr
 /// # Errors
 /// As [`cast`].
 pub fn add_assign(kernels: &Kernels, x: Operand, y: OperandMut) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::ADD_ASSIGN_F32,
-        f16: &modules::ADD_ASSIGN_F16,
-        bf16: &modules::ADD_ASSIGN_BF16,
-    };
-    let kernel = KERNELS.of("y", y.element())?;
-    x.expect("x", y.element(), y.len())?;
+    let kernel = modules::ADD_ASSIGN.of("y", y.element())?;
+    x.check("x", y.element(), y.len())?;
     let Some(grid) = grid("y", &y, y.element().size_in_bytes())? else {
         return Ok(());
     };
-    x.expect_aligned("x", 16)?;
+    x.check_aligned("x", 16)?;
     // SAFETY: as above.
     unsafe {
         launch!(
@@ -84,12 +79,7 @@ pub fn add_assign(kernels: &Kernels, x: Operand, y: OperandMut) -> Result<(), La
 /// # Errors
 /// As [`cast`].
 pub fn scale(kernels: &Kernels, x: OperandMut, factor: f32) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::SCALE_F32,
-        f16: &modules::SCALE_F16,
-        bf16: &modules::SCALE_BF16,
-    };
-    let kernel = KERNELS.of("x", x.element())?;
+    let kernel = modules::SCALE.of("x", x.element())?;
     let Some(grid) = grid("x", &x, x.element().size_in_bytes())? else {
         return Ok(());
     };
@@ -107,13 +97,8 @@ pub fn scale(kernels: &Kernels, x: OperandMut, factor: f32) -> Result<(), Launch
 /// # Errors
 /// As [`cast`].
 pub fn find_nonfinite(kernels: &Kernels, x: Operand, first: OperandMut) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::FIND_NONFINITE_F32,
-        f16: &modules::FIND_NONFINITE_F16,
-        bf16: &modules::FIND_NONFINITE_BF16,
-    };
-    let kernel = KERNELS.of("x", x.element())?;
-    first.expect("first", Element::U32, 1)?;
+    let kernel = modules::FIND_NONFINITE.of("x", x.element())?;
+    first.check("first", Element::U32, 1)?;
     let Some(grid) = grid("x", &x, x.element().size_in_bytes())? else {
         return Ok(());
     };
@@ -140,7 +125,7 @@ fn grid(
     x: &Operand,
     size: u64,
 ) -> Result<Option<(u32, u32, u32)>, LaunchError> {
-    x.expect_aligned(tensor, 16)?;
+    x.check_aligned(tensor, 16)?;
     let per_block = u64::from(ELEMENTWISE_THREADS) * (16 / size);
     let blocks = blocks(tensor, x.len(), per_block, GRID_X)?;
     Ok((blocks > 0).then_some((blocks, 1, 1)))

@@ -1,7 +1,7 @@
 //! Rows by index. Launches `embedding.cu`.
 
 use crate::abi::{EMBEDDING_THREADS, EmbeddingShape};
-use crate::launch::{ByStorage, GRID_X, blocks, launch};
+use crate::launch::{GRID_X, blocks, launch};
 use crate::modules;
 use crate::{Element, Kernels, LaunchError, Operand, OperandMut};
 
@@ -18,12 +18,7 @@ pub fn gather(
     ids: Operand,
     y: OperandMut,
 ) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::GATHER_F32,
-        f16: &modules::GATHER_F16,
-        bf16: &modules::GATHER_BF16,
-    };
-    let kernel = KERNELS.of("table", table.element())?;
+    let kernel = modules::GATHER.of("table", table.element())?;
     let Some(grid) = grid(shape, table, ids, &y, "y")? else {
         return Ok(());
     };
@@ -54,12 +49,7 @@ pub fn scatter_add(
     ids: Operand,
     dx: OperandMut,
 ) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::SCATTER_ADD_F32,
-        f16: &modules::SCATTER_ADD_F16,
-        bf16: &modules::SCATTER_ADD_BF16,
-    };
-    let kernel = KERNELS.of("dx", dx.element())?;
+    let kernel = modules::SCATTER_ADD.of("dx", dx.element())?;
     let Some(grid) = grid(shape, *dx, ids, &dy, "dy")? else {
         return Ok(());
     };
@@ -91,11 +81,11 @@ fn grid(
     rows_name: &'static str,
 ) -> Result<Option<(u32, u32, u32)>, LaunchError> {
     let width = u64::from(shape.width);
-    table.expect("table", table.element(), u64::from(shape.rows) * width)?;
-    ids.expect("ids", Element::U32, ids.len())?;
-    rows.expect(rows_name, table.element(), ids.len() * width)?;
-    table.expect_aligned("table", 16)?;
-    rows.expect_aligned(rows_name, 16)?;
+    table.check("table", table.element(), u64::from(shape.rows) * width)?;
+    ids.check("ids", Element::U32, ids.len())?;
+    rows.check(rows_name, table.element(), ids.len() * width)?;
+    table.check_aligned("table", 16)?;
+    rows.check_aligned(rows_name, 16)?;
     let blocks = blocks("ids", ids.len(), 1, GRID_X)?;
     Ok((blocks > 0 && width > 0).then_some((blocks, 1, 1)))
 }

@@ -181,10 +181,10 @@ fn check_gradients(input: &Input, item: &Backward) -> Result<(), LaunchError> {
         }
         gradients
             .a
-            .expect("gradient of lora_a", Element::F32, lora.a.len())?;
+            .check("gradient of lora_a", Element::F32, lora.a.len())?;
         gradients
             .b
-            .expect("gradient of lora_b", Element::F32, lora.b.len())?;
+            .check("gradient of lora_b", Element::F32, lora.b.len())?;
     }
     Ok(())
 }

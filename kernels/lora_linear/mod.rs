@@ -100,7 +100,7 @@ impl Input {
                 found: x.element(),
             });
         }
-        x.expect("x", x.element(), u64::from(tokens) * u64::from(in_features))?;
+        x.check("x", x.element(), u64::from(tokens) * u64::from(in_features))?;
         if projections > LORA_MAX_GROUP as usize {
             return Err(LaunchError::Parameter {
                 parameter: "projections",
@@ -122,9 +122,9 @@ impl Input {
         );
         projection
             .weight
-            .expect("weight", self.element, out * in_features)?;
+            .check("weight", self.element, out * in_features)?;
         if let Some(bias) = projection.bias {
-            bias.expect("bias", Element::F32, out)?;
+            bias.check("bias", Element::F32, out)?;
         }
         let Some(lora) = &projection.lora else {
             return Ok(());
@@ -146,8 +146,8 @@ impl Input {
                 expected: "it must be at least 0 and below 100",
             });
         }
-        lora.a.expect("lora_a", Element::F32, rank * in_features)?;
-        lora.b.expect("lora_b", Element::F32, out * rank)
+        lora.a.check("lora_a", Element::F32, rank * in_features)?;
+        lora.b.check("lora_b", Element::F32, out * rank)
     }
 
     /// `[tokens, features]` of the activations' type.
@@ -158,7 +158,7 @@ impl Input {
         features: u32,
     ) -> Result<(), LaunchError> {
         let len = u64::from(self.tokens) * u64::from(features);
-        operand.expect(tensor, self.element, len)
+        operand.check(tensor, self.element, len)
     }
 
     /// `[tokens, rank]` f32.
@@ -169,7 +169,7 @@ impl Input {
         lora: &Lora,
     ) -> Result<(), LaunchError> {
         let len = u64::from(self.tokens) * u64::from(lora.rank);
-        operand.expect(tensor, Element::F32, len)
+        operand.check(tensor, Element::F32, len)
     }
 }
 
@@ -182,9 +182,9 @@ struct Workspace {
 impl Workspace {
     /// Checks that `buffer` holds at least `len` elements.
     fn new(buffer: &Operand, len: u64) -> Result<Workspace, LaunchError> {
-        buffer.expect("workspace", Element::F32, buffer.len().max(len))?;
+        buffer.check("workspace", Element::F32, buffer.len().max(len))?;
         if len > 0 {
-            buffer.expect_aligned("workspace", 16)?;
+            buffer.check_aligned("workspace", 16)?;
         }
         Ok(Workspace {
             next: buffer.address(),

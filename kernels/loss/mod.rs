@@ -19,16 +19,19 @@ pub fn cross_entropy_forward(
     losses: OperandMut,
     total: OperandMut,
 ) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::CROSS_ENTROPY_FORWARD_F32,
-        f16: &modules::CROSS_ENTROPY_FORWARD_F16,
-        bf16: &modules::CROSS_ENTROPY_FORWARD_BF16,
-    };
     let shape = LossShape {
         vocab,
         grad_scale: 0.0,
     };
-    run(kernels, KERNELS, shape, logits, targets, losses, total)
+    run(
+        kernels,
+        modules::CROSS_ENTROPY_FORWARD,
+        shape,
+        logits,
+        targets,
+        losses,
+        total,
+    )
 }
 
 /// [`cross_entropy_forward`], and `logits` are overwritten by their gradient
@@ -44,12 +47,15 @@ pub fn cross_entropy_backward(
     losses: OperandMut,
     total: OperandMut,
 ) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::CROSS_ENTROPY_BACKWARD_F32,
-        f16: &modules::CROSS_ENTROPY_BACKWARD_F16,
-        bf16: &modules::CROSS_ENTROPY_BACKWARD_BF16,
-    };
-    run(kernels, KERNELS, shape, *logits, targets, losses, total)
+    run(
+        kernels,
+        modules::CROSS_ENTROPY_BACKWARD,
+        shape,
+        *logits,
+        targets,
+        losses,
+        total,
+    )
 }
 
 fn run(
@@ -63,11 +69,11 @@ fn run(
 ) -> Result<(), LaunchError> {
     let kernel = by_storage.of("logits", logits.element())?;
     let n = targets.len();
-    targets.expect("targets", Element::U32, n)?;
-    logits.expect("logits", logits.element(), n * u64::from(shape.vocab))?;
-    losses.expect("losses", Element::F32, n)?;
-    total.expect("total", Element::F32, 1)?;
-    logits.expect_aligned("logits", 16)?;
+    targets.check("targets", Element::U32, n)?;
+    logits.check("logits", logits.element(), n * u64::from(shape.vocab))?;
+    losses.check("losses", Element::F32, n)?;
+    total.check("total", Element::F32, 1)?;
+    logits.check_aligned("logits", 16)?;
     let grid = blocks("targets", n, 1, GRID_X)?;
     if grid == 0 {
         return Ok(());

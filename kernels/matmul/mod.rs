@@ -1,10 +1,9 @@
 //! The unfused f32 matrix product. Launches `matmul.cu`.
 
 use crate::abi::{MATMUL_THREADS, MATMUL_TILE, MatmulShape};
-use crate::launch::{GRID_X, GRID_YZ, blocks};
+use crate::launch::{GRID_X, GRID_YZ, blocks, launch};
 use crate::modules::{self, Kernel};
 use crate::{Element, Kernels, LaunchError, Operand, OperandMut};
-use cudarc::driver::{LaunchConfig, PushKernelArg};
 
 /// Which factor is held transposed in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,28 +40,31 @@ pub fn matmul(
     c: OperandMut,
 ) -> Result<(), LaunchError> {
     let [m, n, k] = [shape.m, shape.n, shape.k].map(u64::from);
-    a.expect("a", Element::F32, m * k)?;
-    b.expect("b", Element::F32, k * n)?;
-    c.expect("c", Element::F32, m * n)?;
+    a.check("a", Element::F32, m * k)?;
+    b.check("b", Element::F32, k * n)?;
+    c.check("c", Element::F32, m * n)?;
     if c.is_empty() {
         return Ok(());
     }
     let tile = u64::from(MATMUL_TILE);
-    let config = LaunchConfig {
-        grid_dim: (
-            blocks("n", n, tile, GRID_X)?,
-            blocks("m", m, tile, GRID_YZ)?,
-            1,
-        ),
-        block_dim: (MATMUL_THREADS, 1, 1),
-        shared_mem_bytes: 0,
-    };
-    let function = kernels.function(layout.kernel())?;
-    let (a, b, c) = (a.address(), b.address(), c.address());
-    let mut launch = kernels.stream().launch_builder(&function);
-    launch.arg(&a).arg(&b).arg(&c).arg(&shape);
-    // SAFETY: the arguments are the kernel's parameters in order, and every length was checked
-    // against the shape.
-    unsafe { launch.launch(config) }?;
+    let grid = (
+        blocks("n", n, tile, GRID_X)?,
+        blocks("m", m, tile, GRID_YZ)?,
+        1,
+    );
+    let block = (MATMUL_THREADS, 1, 1);
+    // SAFETY: the kernel's parameters in order, and every length was checked against the shape.
+    unsafe {
+        launch!(
+            kernels,
+            layout.kernel(),
+            grid,
+            block,
+            a.address(),
+            b.address(),
+            c.address(),
+            shape,
+        );
+    }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::{by_column, by_token, check_activations, check_parameters, check_statistics};
 use crate::abi::NormShape;
-use crate::launch::{ByStorage, launch};
+use crate::launch::launch;
 use crate::modules;
 use crate::{Kernels, LaunchError, Operand, OperandMut};
 
@@ -33,12 +33,7 @@ pub fn forward(
     mean: OperandMut,
     rstd: OperandMut,
 ) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::LAYER_NORM_FORWARD_F32,
-        f16: &modules::LAYER_NORM_FORWARD_F16,
-        bf16: &modules::LAYER_NORM_FORWARD_BF16,
-    };
-    let kernel = KERNELS.of("x", x.element())?;
+    let kernel = modules::LAYER_NORM_FORWARD.of("x", x.element())?;
     check_activations(shape, &[("x", &x), ("y", &y)])?;
     check_parameters(shape, &[("weight", &weight), ("bias", &bias)])?;
     check_statistics(shape, &[("mean", &mean), ("rstd", &rstd)])?;
@@ -77,12 +72,7 @@ pub fn recompute(
     bias: Operand,
     y: OperandMut,
 ) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::LAYER_NORM_RECOMPUTE_F32,
-        f16: &modules::LAYER_NORM_RECOMPUTE_F16,
-        bf16: &modules::LAYER_NORM_RECOMPUTE_BF16,
-    };
-    let kernel = KERNELS.of("x", x.element())?;
+    let kernel = modules::LAYER_NORM_RECOMPUTE.of("x", x.element())?;
     check_activations(shape, &[("x", &x), ("y", &y)])?;
     check_parameters(shape, &[("weight", &weight), ("bias", &bias)])?;
     statistics.check(shape)?;
@@ -122,12 +112,7 @@ pub fn backward(
     weight: Operand,
     dx: OperandMut,
 ) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::LAYER_NORM_BACKWARD_F32,
-        f16: &modules::LAYER_NORM_BACKWARD_F16,
-        bf16: &modules::LAYER_NORM_BACKWARD_BF16,
-    };
-    let kernel = KERNELS.of("x", x.element())?;
+    let kernel = modules::LAYER_NORM_BACKWARD.of("x", x.element())?;
     check_activations(shape, &[("x", &x), ("dy", &dy), ("dx", &dx)])?;
     check_parameters(shape, &[("weight", &weight)])?;
     statistics.check(shape)?;
@@ -166,12 +151,7 @@ pub fn gradients(
     dweight: OperandMut,
     dbias: OperandMut,
 ) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::LAYER_NORM_GRADIENTS_F32,
-        f16: &modules::LAYER_NORM_GRADIENTS_F16,
-        bf16: &modules::LAYER_NORM_GRADIENTS_BF16,
-    };
-    let kernel = KERNELS.of("x", x.element())?;
+    let kernel = modules::LAYER_NORM_GRADIENTS.of("x", x.element())?;
     check_activations(shape, &[("x", &x), ("dy", &dy)])?;
     check_parameters(shape, &[("dweight", &dweight), ("dbias", &dbias)])?;
     statistics.check(shape)?;

@@ -19,8 +19,8 @@ fn check_activations(
 ) -> Result<(), LaunchError> {
     let elements = u64::from(shape.tokens) * u64::from(shape.width);
     for &(name, tensor) in tensors {
-        tensor.expect(name, tensors[0].1.element(), elements)?;
-        tensor.expect_aligned(name, 16)?;
+        tensor.check(name, tensors[0].1.element(), elements)?;
+        tensor.check_aligned(name, 16)?;
     }
     Ok(())
 }
@@ -31,8 +31,8 @@ fn check_parameters(
     tensors: &[(&'static str, &Operand)],
 ) -> Result<(), LaunchError> {
     for &(name, tensor) in tensors {
-        tensor.expect(name, Element::F32, u64::from(shape.width))?;
-        tensor.expect_aligned(name, 16)?;
+        tensor.check(name, Element::F32, u64::from(shape.width))?;
+        tensor.check_aligned(name, 16)?;
     }
     Ok(())
 }
@@ -43,7 +43,7 @@ fn check_statistics(
     tensors: &[(&'static str, &Operand)],
 ) -> Result<(), LaunchError> {
     for &(name, tensor) in tensors {
-        tensor.expect(name, Element::F32, u64::from(shape.tokens))?;
+        tensor.check(name, Element::F32, u64::from(shape.tokens))?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::{by_column, by_token, check_activations, check_parameters, check_statistics};
 use crate::abi::NormShape;
-use crate::launch::{ByStorage, launch};
+use crate::launch::launch;
 use crate::modules;
 use crate::{Kernels, LaunchError, Operand, OperandMut};
 
@@ -18,12 +18,7 @@ pub fn forward(
     y: OperandMut,
     rstd: OperandMut,
 ) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::RMS_NORM_FORWARD_F32,
-        f16: &modules::RMS_NORM_FORWARD_F16,
-        bf16: &modules::RMS_NORM_FORWARD_BF16,
-    };
-    let kernel = KERNELS.of("x", x.element())?;
+    let kernel = modules::RMS_NORM_FORWARD.of("x", x.element())?;
     check_activations(shape, &[("x", &x), ("y", &y)])?;
     check_parameters(shape, &[("weight", &weight)])?;
     check_statistics(shape, &[("rstd", &rstd)])?;
@@ -65,12 +60,7 @@ pub fn forward_add(
     y: OperandMut,
     rstd: OperandMut,
 ) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::RMS_NORM_FORWARD_ADD_F32,
-        f16: &modules::RMS_NORM_FORWARD_ADD_F16,
-        bf16: &modules::RMS_NORM_FORWARD_ADD_BF16,
-    };
-    let kernel = KERNELS.of("residual", residual.element())?;
+    let kernel = modules::RMS_NORM_FORWARD_ADD.of("residual", residual.element())?;
     check_activations(
         shape,
         &[
@@ -116,12 +106,7 @@ pub fn recompute(
     weight: Operand,
     y: OperandMut,
 ) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::RMS_NORM_RECOMPUTE_F32,
-        f16: &modules::RMS_NORM_RECOMPUTE_F16,
-        bf16: &modules::RMS_NORM_RECOMPUTE_BF16,
-    };
-    let kernel = KERNELS.of("x", x.element())?;
+    let kernel = modules::RMS_NORM_RECOMPUTE.of("x", x.element())?;
     check_activations(shape, &[("x", &x), ("y", &y)])?;
     check_parameters(shape, &[("weight", &weight)])?;
     check_statistics(shape, &[("rstd", &rstd)])?;
@@ -158,12 +143,7 @@ pub fn backward(
     weight: Operand,
     dx: OperandMut,
 ) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::RMS_NORM_BACKWARD_F32,
-        f16: &modules::RMS_NORM_BACKWARD_F16,
-        bf16: &modules::RMS_NORM_BACKWARD_BF16,
-    };
-    let kernel = KERNELS.of("x", x.element())?;
+    let kernel = modules::RMS_NORM_BACKWARD.of("x", x.element())?;
     check_activations(shape, &[("x", &x), ("dy", &dy), ("dx", &dx)])?;
     check_parameters(shape, &[("weight", &weight)])?;
     check_statistics(shape, &[("rstd", &rstd)])?;
@@ -200,12 +180,7 @@ pub fn dweight(
     rstd: Operand,
     dweight: OperandMut,
 ) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::RMS_NORM_DWEIGHT_F32,
-        f16: &modules::RMS_NORM_DWEIGHT_F16,
-        bf16: &modules::RMS_NORM_DWEIGHT_BF16,
-    };
-    let kernel = KERNELS.of("x", x.element())?;
+    let kernel = modules::RMS_NORM_DWEIGHT.of("x", x.element())?;
     check_activations(shape, &[("x", &x), ("dy", &dy)])?;
     check_parameters(shape, &[("dweight", &dweight)])?;
     check_statistics(shape, &[("rstd", &rstd)])?;

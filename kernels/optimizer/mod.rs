@@ -44,8 +44,8 @@ pub fn gradient_norm(
     norm: OperandMut,
 ) -> Result<(), LaunchError> {
     let needed = gradient_norm_workspace(grads.iter().map(Operand::len));
-    workspace.expect("workspace", Element::F32, needed)?;
-    norm.expect("norm", Element::F32, 1)?;
+    workspace.check("workspace", Element::F32, needed)?;
+    norm.check("norm", Element::F32, 1)?;
     let count = blocks("gradients", needed, 1, GRID_X)?;
     let tensors = grads.iter().map(|grad| {
         check("grad", grad, grad.len())?;
@@ -98,7 +98,7 @@ pub fn adamw(
     step: AdamWStep,
     norm: Operand,
 ) -> Result<(), LaunchError> {
-    norm.expect("norm", Element::F32, 1)?;
+    norm.check("norm", Element::F32, 1)?;
     let tensors = params.iter().map(|item| {
         let AdamWParam {
             param,
@@ -192,6 +192,6 @@ fn check(name: &'static str, tensor: &Operand, len: u64) -> Result<(), LaunchErr
             expected: "a tensor of the optimizer has at most 2^32 - 1 elements",
         });
     }
-    tensor.expect(name, Element::F32, len)?;
-    tensor.expect_aligned(name, 16)
+    tensor.check(name, Element::F32, len)?;
+    tensor.check_aligned(name, 16)
 }

@@ -1,7 +1,7 @@
 //! Rotary position embedding. Launches `rope.cu`.
 
 use crate::abi::{ROPE_THREADS, RopeShape};
-use crate::launch::{ByStorage, GRID_X, blocks, launch};
+use crate::launch::{GRID_X, blocks, launch};
 use crate::modules;
 use crate::{Element, Kernels, LaunchError, Operand, OperandMut};
 
@@ -20,12 +20,7 @@ pub fn rope(
     cos: Operand,
     sin: Operand,
 ) -> Result<(), LaunchError> {
-    const KERNELS: ByStorage = ByStorage {
-        f32: &modules::ROPE_F32,
-        f16: &modules::ROPE_F16,
-        bf16: &modules::ROPE_BF16,
-    };
-    let kernel = KERNELS.of("x", x.element())?;
+    let kernel = modules::ROPE.of("x", x.element())?;
     let [heads, head_dim, half, rows] =
         [shape.heads, shape.head_dim, shape.half, shape.table_rows].map(u64::from);
     if 2 * half > head_dim {
@@ -35,12 +30,12 @@ pub fn rope(
             expected: "it must be at most half of head_dim",
         });
     }
-    positions.expect("positions", Element::U32, positions.len())?;
-    x.expect("x", x.element(), positions.len() * heads * head_dim)?;
-    cos.expect("cos", Element::F32, rows * half)?;
-    sin.expect("sin", Element::F32, rows * half)?;
+    positions.check("positions", Element::U32, positions.len())?;
+    x.check("x", x.element(), positions.len() * heads * head_dim)?;
+    cos.check("cos", Element::F32, rows * half)?;
+    sin.check("sin", Element::F32, rows * half)?;
     for (name, tensor) in [("x", *x), ("cos", cos), ("sin", sin)] {
-        tensor.expect_aligned(name, 16)?;
+        tensor.check_aligned(name, 16)?;
     }
     let grid = blocks("positions", positions.len(), 1, GRID_X)?;
     if grid == 0 || heads * half == 0 {

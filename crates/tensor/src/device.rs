@@ -123,7 +123,11 @@ impl Device {
         launcher: impl FnOnce(&Kernels) -> std::result::Result<(), LaunchError>,
     ) -> Result<()> {
         match &self.0 {
-            Backend::Cpu(_) => unreachable!("kernels are launched for tensors on a CUDA device"),
+            Backend::Cpu(_) => Err(crate::Error::Device {
+                name: "a kernel's tensors".into(),
+                expected: "a CUDA device".into(),
+                found: self.to_string(),
+            }),
             Backend::Cuda(cuda) => cuda.launch(launcher),
         }
     }
