@@ -99,10 +99,16 @@ fn tolerance(dtype: DType) -> f64 {
 /// Holds a tensor on the CUDA device against what is expected, relative to the largest expected magnitude.
 #[track_caller]
 pub fn assert_close(name: &str, found: &Tensor, expected: &[f64], dtype: DType) {
+    assert_close_of_terms(name, found, expected, 1e-3, dtype);
+}
+
+/// [`assert_close`] for sums whose terms, of the order of `terms`, may cancel.
+#[track_caller]
+fn assert_close_of_terms(name: &str, found: &Tensor, expected: &[f64], terms: f64, dtype: DType) {
     assert!(!found.device().is_cpu(), "{name} is on the CPU");
     let found = found.to_f32_vec().unwrap();
     assert_eq!(found.len(), expected.len(), "{name}");
-    let largest = expected.iter().fold(1e-3f64, |m, x| m.max(x.abs()));
+    let largest = expected.iter().fold(terms, |m, x| m.max(x.abs()));
     let differences = found
         .iter()
         .zip(expected)
@@ -120,4 +126,18 @@ pub fn assert_close(name: &str, found: &Tensor, expected: &[f64], dtype: DType) 
 pub fn assert_same(name: &str, found: &Tensor, expected: &Tensor, dtype: DType) {
     assert_eq!(found.shape(), expected.shape(), "{name}");
     assert_close(name, found, &wide(&expected.to_f32_vec().unwrap()), dtype);
+}
+
+/// [`assert_same`] for sums whose terms, of the order of `terms`, may cancel.
+#[track_caller]
+pub fn assert_same_of_terms(
+    name: &str,
+    found: &Tensor,
+    expected: &Tensor,
+    terms: f64,
+    dtype: DType,
+) {
+    assert_eq!(found.shape(), expected.shape(), "{name}");
+    let expected = wide(&expected.to_f32_vec().unwrap());
+    assert_close_of_terms(name, found, &expected, terms, dtype);
 }
