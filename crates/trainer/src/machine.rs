@@ -1,8 +1,9 @@
 //! The device that `--device` names, and the precision on it.
 
-use fuselora_tensor::Device;
+use fuselora_tensor::{DType, Device};
 
 use crate::cli::{DeviceArg, DtypeArg, MachineArgs};
+use crate::mistake;
 
 /// The precision where none is asked for, on every device: not every kernel of a step has a 16-bit version yet.
 pub const USUAL_DTYPE: DtypeArg = DtypeArg::F32;
@@ -19,13 +20,17 @@ impl Machine {
     /// Opens the device.
     ///
     /// # Errors
-    /// As [`open_device`].
+    /// As [`open_device`], and where the device has no kernels for the precision.
     pub fn open(arguments: &MachineArgs) -> anyhow::Result<Machine> {
         let device = open_device(arguments.device)?;
-        Ok(Machine {
-            device,
-            dtype: arguments.dtype.unwrap_or(USUAL_DTYPE),
-        })
+        let dtype = arguments.dtype.unwrap_or(USUAL_DTYPE);
+        if !device.is_cpu() && dtype != DtypeArg::F32 {
+            return Err(mistake!(
+                "--dtype {} on {device}: the linear layer and attention have kernels for f32 only so far; leave --dtype out",
+                DType::from(dtype)
+            ));
+        }
+        Ok(Machine { device, dtype })
     }
 }
 
@@ -62,7 +67,7 @@ fn cuda(ordinal: usize) -> anyhow::Result<Device> {
 /// A simulated H100: its driver must be loaded before anything asks for one.
 #[cfg(feature = "cuda")]
 fn simulated() -> anyhow::Result<Device> {
-    ptxsim_driver::select("h100").map_err(|error| crate::mistake!("--device sim: {error}"))?;
+    ptxsim_driver::select("h100").map_err(|error| mistake!("--device sim: {error}"))?;
     cuda(0)
 }
 
@@ -83,7 +88,7 @@ fn simulated() -> anyhow::Result<Device> {
 
 #[cfg(not(feature = "cuda"))]
 fn without_cuda(device: &str) -> anyhow::Error {
-    crate::mistake!(
+    mistake!(
         "--device {device}: this fuselora was built for the CPU alone; build it without --no-default-features"
     )
 }

@@ -51,6 +51,7 @@ impl Adapter {
     /// When a file is missing or corrupt, or a tensor is missing, misshapen, or belongs to no adapted module.
     pub fn read(folder: &Path, linear: &[LinearModule], device: &Device) -> Result<Adapter> {
         let config = AdapterConfig::read(folder)?;
+        super::check_device(&config, device)?;
         let path = folder.join(WEIGHTS);
         if !path.is_file() {
             let bin = if folder.join("adapter_model.bin").exists() {

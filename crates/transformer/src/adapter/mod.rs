@@ -79,7 +79,8 @@ impl Adapter {
     /// `weight` gives the frozen weight of a module, for what starts from it: DoRA's magnitudes.
     ///
     /// # Errors
-    /// When a target matches no module, a weight that is needed is not there, or the device has no room.
+    /// When a target matches no module, a weight that is needed is not there, or the device has no room or no
+    /// kernels for the adapter.
     pub fn new(
         config: AdapterConfig,
         linear: &[LinearModule],
@@ -87,6 +88,7 @@ impl Adapter {
         seed: u64,
         weight: impl Fn(&str) -> Option<Arc<Weight>>,
     ) -> Result<Adapter> {
+        check_device(&config, device)?;
         let mut modules = BTreeMap::new();
         for target in config.resolve(linear)? {
             let (a, b) = init::weights(config.init_lora_weights, &target, seed);
@@ -122,6 +124,16 @@ impl Adapter {
             .map(Tensor::element_count)
             .sum()
     }
+}
+
+/// Checks that the device can run an adapter of this kind.
+fn check_device(config: &AdapterConfig, device: &Device) -> Result<()> {
+    if config.use_dora && !device.is_cpu() {
+        return Err(Error::adapter(format!(
+            "DoRA runs on the CPU only so far, not on {device}: use --device cpu"
+        )));
+    }
+    Ok(())
 }
 
 /// The data type of adapters in files, and here.
