@@ -86,6 +86,9 @@ const fn equal(a: &str, b: &str) -> bool {
     true
 }
 
+/// How the name of a test ends that makes the device fault.
+const FAULT: &str = "is_a_fault";
+
 /// A process has one CUDA driver, so the GPU's turn takes another process.
 #[test]
 fn the_same_on_a_gpu() {
@@ -96,9 +99,13 @@ fn the_same_on_a_gpu() {
         println!("skipped: this machine has no NVIDIA GPU");
         return;
     }
-    let status = Command::new(std::env::current_exe().unwrap())
-        .env(device::VARIABLE, "gpu")
-        .status()
-        .unwrap();
-    assert!(status.success(), "the kernel tests failed on the GPU");
+    // A fault ends every context of its process on a GPU, so the tests that cause one have their own.
+    for arguments in [["--skip", FAULT], ["--test-threads=1", FAULT]] {
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(arguments)
+            .env(device::VARIABLE, "gpu")
+            .status()
+            .unwrap();
+        assert!(status.success(), "the kernel tests failed on the GPU");
+    }
 }
