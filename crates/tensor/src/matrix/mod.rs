@@ -1,5 +1,6 @@
 //! Views of matrices inside tensors, and their product.
 
+mod prefetch;
 mod product;
 
 pub(crate) use product::{PANEL, Panels, Term, multiply, multiply_panels, rows_per_task};

@@ -8,16 +8,19 @@
 //! The order in which an element's products are added depends on its position in the terms alone, not on the
 //! tile or thread that computes it.
 
+use super::prefetch::Prefetch;
 use super::{Matrix, MatrixMut, Write};
 use crate::{Device, Result};
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
-/// Rows of a tile. Twelve accumulators, two registers of a panel and a broadcast fill AVX2's sixteen.
+/// Rows of a tile. Twelve accumulators, two registers of a panel and a broadcast fill AVX2's sixteen; with
+/// AVX-512's thirty-two, taller tiles were slower.
 const TILE_ROWS: usize = 6;
 /// Rows of a tile where the panel is one register wide: as many accumulators.
 const NARROW_TILE_ROWS: usize = 12;
 /// Rows of a panel at most: 20 KiB with AVX2, which leaves room in the first-level cache for a strip of rows.
+/// AVX-512 takes its twice as wide panels from the second level as fast.
 const DEPTH: usize = 320;
 /// A multiple of every machine's panel width.
 pub(crate) const PANEL: usize = 32;
@@ -88,7 +91,9 @@ pub(crate) fn multiply(
     };
     let most = groups.iter().map(|group| len(group)).max();
     let mut scratch = device.scratch(most.unwrap_or(0))?;
-    for (index, group) in groups.into_iter().enumerate() {
+    let mut groups = groups.into_iter().peekable();
+    let mut write = write;
+    while let Some(group) = groups.next() {
         let mut rest = scratch.f32_mut();
         let mut packed = Vec::with_capacity(group.len());
         for (term, range) in group {
@@ -100,8 +105,10 @@ pub(crate) fn multiply(
                 Panels::pack(rhs, term.scale, buffer),
             ));
         }
-        let write = if index == 0 { write } else { Write::Add };
-        multiply_panels(out, write, &packed);
+        let next = groups.peek().into_iter().flatten();
+        let next = next.map(|(term, range)| term.rhs.row_block(range.clone()));
+        multiply_panels_and_fetch(out, write, &packed, Prefetch::new(next.collect()));
+        write = Write::Add;
     }
     Ok(())
 }
@@ -276,6 +283,16 @@ fn lanes() -> usize {
 
 /// `out = Σ lhs·rhs` over the terms, or `out += …`. The left-hand sides are all row-major or all transposed.
 pub(crate) fn multiply_panels(out: &mut MatrixMut, write: Write, terms: &[(Matrix, Panels)]) {
+    multiply_panels_and_fetch(out, write, terms, Prefetch::none());
+}
+
+/// [`multiply_panels`], between whose tiles `next` is fetched.
+fn multiply_panels_and_fetch(
+    out: &mut MatrixMut,
+    write: Write,
+    terms: &[(Matrix, Panels)],
+    next: Prefetch,
+) {
     if terms.is_empty() && write == Write::Replace {
         (0..out.rows).for_each(|row| out.row_mut(row).fill(0.0));
     }
@@ -300,6 +317,7 @@ pub(crate) fn multiply_panels(out: &mut MatrixMut, write: Write, terms: &[(Matri
         write,
         terms,
         by_rows,
+        next,
     };
     pulp::Arch::new().dispatch(product);
 }
@@ -309,6 +327,7 @@ struct Product<'a, 'b> {
     write: Write,
     terms: &'a [(Matrix<'a>, Panels<'a>)],
     by_rows: bool,
+    next: Prefetch<'a>,
 }
 
 impl WithSimd for Product<'_, '_> {
@@ -336,11 +355,14 @@ impl Product<'_, '_> {
         } else {
             TILE_ROWS
         };
-        let out = self.out;
+        let (out, mut next) = (self.out, self.next);
+        let tiles = out.rows.div_ceil(tile_rows) * out.columns.div_ceil(width);
+        let lines_per_tile = next.lines().div_ceil(tiles);
         for block in (0..out.rows).step_by(ROW_BLOCK) {
             let block = block..out.rows.min(block + ROW_BLOCK);
             for panel in 0..out.columns.div_ceil(width) {
                 for row in block.clone().step_by(tile_rows) {
+                    next.fetch(lines_per_tile);
                     let tile = Tile {
                         terms: self.terms,
                         row,
