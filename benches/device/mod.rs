@@ -1,4 +1,5 @@
 //! A CUDA device for benchmarks: buffers whose storage type is told at run time, and random numbers in them.
+#![allow(dead_code, reason = "each program uses its own part")]
 
 use anyhow::{Result, ensure};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, sys};

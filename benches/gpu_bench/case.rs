@@ -18,8 +18,11 @@ pub struct Case {
     /// Multiplications and additions of its matrix products; 0 where memory alone limits it.
     pub flops: u64,
     /// Prepares a call on new tensors.
-    pub make: Box<dyn Fn(&Device) -> Result<Call>>,
+    pub make: Make,
 }
+
+/// Prepares a call on tensors that it makes.
+pub type Make = Box<dyn Fn(&Device) -> Result<Call>>;
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -28,6 +28,20 @@ gpu_bench [OPTIONS]
   --sim          on a simulated device and tiny shapes: shows that every row runs, the times mean nothing
 ";
 
+const EFFORT: Effort = Effort {
+    graph: 2e-3,
+    replays: 0.06,
+    fewest_replays: 3,
+    most_sets: 32,
+};
+
+const LEAST_EFFORT: Effort = Effort {
+    graph: 0.0,
+    replays: 0.0,
+    fewest_replays: 1,
+    most_sets: 2,
+};
+
 struct Options {
     group: Option<String>,
     scope: Scope,
@@ -81,19 +95,13 @@ fn measure(options: &Options) -> Result<()> {
     }
     let effort = match options.scope {
         Scope::Full => Effort {
-            graph: 2e-3,
             replays: 0.2,
+            ..EFFORT
         },
-        Scope::Quick => Effort {
-            graph: 2e-3,
-            replays: 0.06,
-        },
+        Scope::Quick => EFFORT,
         Scope::Tiny => {
             ptxsim_driver::select("h100")?;
-            Effort {
-                graph: 0.0,
-                replays: 0.0,
-            }
+            LEAST_EFFORT
         }
     };
     let device = Device::open()?;

@@ -16,8 +16,11 @@ pub type Call = Box<dyn FnMut(&Kernels) -> Result<(), LaunchError>>;
 pub struct Effort {
     /// Of a graph, seconds: many times what starting one takes.
     pub graph: f64,
-    /// Of all replays, seconds.
+    /// Of all replays, seconds, and at least so many of them.
     pub replays: f64,
+    pub fewest_replays: usize,
+    /// Sets of tensors at most.
+    pub most_sets: u64,
 }
 
 /// What replays of a case took, seconds per call.
@@ -40,7 +43,9 @@ pub fn time(
         .stream
         .context()
         .attribute(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?;
-    let sets = (2 * u64::try_from(cache)?).div_ceil(bytes).clamp(2, 32);
+    let sets = (2 * u64::try_from(cache)?)
+        .div_ceil(bytes)
+        .clamp(2, effort.most_sets);
     let mut calls = (0..sets)
         .map(|_| make(device))
         .collect::<Result<Vec<Call>>>()?;
@@ -59,7 +64,8 @@ pub fn time(
     let graph = graph?.context("the calls launched nothing")?;
 
     let per_graph = (rounds * calls.len()) as f64;
-    let replays = (effort.replays / (once * per_graph)).clamp(3.0, 100.0) as usize;
+    let fitting = (effort.replays / (once * per_graph)).min(100.0) as usize;
+    let replays = fitting.max(effort.fewest_replays);
     let mut times = Vec::with_capacity(replays);
     // A tenth of the replays brings the clocks up.
     for _ in 0..replays.div_ceil(10) {

@@ -5,7 +5,7 @@ use fuselora_kernels::lora_linear::{
     Backward, Gradients, Lora, Output, Projection, backward, backward_workspace, forward,
     forward_workspace,
 };
-use fuselora_kernels::{Element, Kernels, LaunchError};
+use fuselora_kernels::{Element, Kernels, LaunchError, Operand, OperandMut};
 
 /// The tensors of a layer that `lora_linear` computes.
 pub struct Fused {
@@ -41,7 +41,8 @@ impl Fused {
     pub fn new(device: &Device, shape: Shape, element: Element) -> Result<Fused> {
         let [tokens, in_features, out_features, rank] = shape.extents();
         let [x, weight, y] = shape.elements();
-        let mut layer = Fused {
+        let (forward, backward) = workspace(shape, element);
+        Ok(Fused {
             shape,
             x: device.random(element, x)?,
             weight: device.random(element, weight)?,
@@ -53,39 +54,14 @@ impl Fused {
             dx: device.empty(element, x)?,
             da: device.empty(Element::F32, rank * in_features)?,
             db: device.empty(Element::F32, out_features * rank)?,
-            workspace: device.empty(Element::F32, 0)?,
-        };
-        let (forward, backward) = layer.workspace();
-        layer.workspace = device.empty(Element::F32, forward.max(backward))?;
-        Ok(layer)
-    }
-
-    /// The f32 elements that forward and backward use between their launches.
-    pub fn workspace(&mut self) -> (u64, u64) {
-        let Shape {
-            tokens,
-            in_features,
-            ..
-        } = self.shape;
-        let projection = projection(self.shape, &self.weight, Some((&self.a, &self.b)));
-        let item = Backward {
-            projection,
-            dy: self.dy.operand(),
-            h: Some(self.h.operand()),
-            gradients: Some(Gradients {
-                a: self.da.operand_mut(),
-                b: self.db.operand_mut(),
-            }),
-        };
-        (
-            forward_workspace(tokens, in_features, &[projection]),
-            backward_workspace(tokens, in_features, &[item]),
-        )
+            workspace: device.empty(Element::F32, forward.max(backward))?,
+        })
     }
 
     /// `y`, and `h` for the backward pass.
     pub fn forward(&mut self, kernels: &Kernels) -> Result<(), LaunchError> {
-        let projection = projection(self.shape, &self.weight, Some((&self.a, &self.b)));
+        let update = (self.a.operand(), self.b.operand());
+        let projection = projection(self.shape, self.weight.operand(), Some(update));
         let output = Output {
             y: self.y.operand_mut(),
             h: Some(self.h.operand_mut()),
@@ -112,7 +88,7 @@ impl Fused {
             self.shape.tokens,
             self.shape.in_features,
             self.x.operand(),
-            &[projection(self.shape, &self.weight, None)],
+            &[projection(self.shape, self.weight.operand(), None)],
             &[output],
             self.workspace.operand_mut(),
         )
@@ -120,10 +96,10 @@ impl Fused {
 
     /// What is wanted of the backward pass.
     pub fn backward(&mut self, kernels: &Kernels, wanted: Wanted) -> Result<(), LaunchError> {
-        let update = (wanted != Wanted::FrozenDx).then_some((&self.a, &self.b));
+        let update = (wanted != Wanted::FrozenDx).then(|| (self.a.operand(), self.b.operand()));
         let trained = matches!(wanted, Wanted::All | Wanted::Gradients);
         let item = Backward {
-            projection: projection(self.shape, &self.weight, update),
+            projection: projection(self.shape, self.weight.operand(), update),
             dy: self.dy.operand(),
             h: trained.then(|| self.h.operand()),
             gradients: trained.then(|| Gradients {
@@ -144,18 +120,41 @@ impl Fused {
     }
 }
 
+/// The f32 elements that a forward and a backward pass keep between their launches.
+pub fn workspace(shape: Shape, element: Element) -> (u64, u64) {
+    // SAFETY: no kernel is given them.
+    let nothing = |element| unsafe { Operand::from_raw(0, 0, element) };
+    // SAFETY: as above.
+    let nowhere = || unsafe { OperandMut::from_raw(0, 0, Element::F32) };
+    let update = (nothing(Element::F32), nothing(Element::F32));
+    let projection = projection(shape, nothing(element), Some(update));
+    let item = Backward {
+        projection,
+        dy: nothing(element),
+        h: Some(nothing(Element::F32)),
+        gradients: Some(Gradients {
+            a: nowhere(),
+            b: nowhere(),
+        }),
+    };
+    (
+        forward_workspace(shape.tokens, shape.in_features, &[projection]),
+        backward_workspace(shape.tokens, shape.in_features, &[item]),
+    )
+}
+
 fn projection<'a>(
     shape: Shape,
-    weight: &'a Buffer,
-    update: Option<(&'a Buffer, &'a Buffer)>,
+    weight: Operand<'a>,
+    update: Option<(Operand<'a>, Operand<'a>)>,
 ) -> Projection<'a> {
     Projection {
-        weight: weight.operand(),
+        weight,
         bias: None,
         out_features: shape.out_features,
         lora: update.map(|(a, b)| Lora {
-            a: a.operand(),
-            b: b.operand(),
+            a,
+            b,
             rank: shape.rank,
             scaling: 1.0,
             dropout: None,

@@ -1,6 +1,7 @@
 //! One linear layer with its low-rank update: fused, and as PEFT computes it, operation by operation.
+#![allow(dead_code, reason = "each program uses its own part")]
 
-mod fused;
+pub mod fused;
 mod unfused;
 
 pub use fused::{Fused, Wanted};

@@ -1,6 +1,6 @@
 //! Fine-tunes a real language model on this machine's CPU.
 
-use crate::{cargo, run as run_command, setup, workspace};
+use crate::{cargo, executable, run as run_command, setup, workspace};
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,19 +37,7 @@ pub fn build_program() -> Result<PathBuf> {
         println!("No CUDA compiler is available for this platform: building for the CPU only");
         build.arg("--no-default-features");
     }
-    build.args(["--message-format", "json-render-diagnostics"]);
-    let output = build
-        .stderr(std::process::Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
-    anyhow::ensure!(output.status.success(), "the build of fuselora failed");
-    // Cargo's own word on where the program is, whatever the target folder's settings.
-    output
-        .stdout
-        .split(|&byte| byte == b'\n')
-        .filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok())
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .context("cargo did not say where it put fuselora")
+    executable(&mut build)
 }
 
 fn train(program: &Path, model: &Path, arguments: &[String]) -> Result<()> {

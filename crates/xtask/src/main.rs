@@ -4,13 +4,14 @@
 
 mod bench_cpu;
 mod demo;
+mod gpu_bench;
 mod kernels;
 mod setup;
 mod test;
 
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 const HELP: &str = "\
 cargo xtask TASK
@@ -19,6 +20,7 @@ Tasks:
   demo [ARGS]   fine-tune a small language model on this machine's CPU; ARGS go to `fuselora train`
   test [ARGS]   run every test; ARGS go to `cargo test`
   bench-cpu     compare training on this CPU with Hugging Face PEFT
+  gpu-bench     build the benchmarks of a GPU, to run here or on another machine (--help for its options)
   kernels       report on every kernel: registers, traffic, roofline (--help for its options)
   setup         provide the compilers that the build needs, in .toolchain/
 
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
     let result = match task.as_deref() {
         Some("bench-cpu") => bench_cpu::run(&rest),
         Some("demo") => demo::run(&rest),
+        Some("gpu-bench") => gpu_bench::run(&rest),
         Some("kernels") => kernels::run(&rest),
         Some("setup") if rest.is_empty() => setup::run(),
         Some("test") => test::run(&rest),
@@ -65,6 +68,23 @@ fn cargo() -> Command {
     let mut command = Command::new(cargo);
     command.current_dir(workspace());
     command
+}
+
+/// Runs a build of cargo's, and returns the program that it made.
+fn executable(build: &mut Command) -> Result<PathBuf> {
+    let output = build
+        .args(["--message-format", "json-render-diagnostics"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    anyhow::ensure!(output.status.success(), "the build failed");
+    // Cargo's own word on where the program is, whatever the target folder's settings.
+    output
+        .stdout
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok())
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .context("cargo did not say where it put the program")
 }
 
 /// Runs a command to its end, and fails if it does.
