@@ -33,6 +33,18 @@ struct MatmulShape {
 constexpr uint32_t MATMUL_TILE = 64;
 constexpr uint32_t MATMUL_THREADS = 256;
 
+// ---- products of f16 and bf16, gemm.cuh ----
+
+constexpr uint32_t GEMM_THREADS = 256;
+// A slice of the depth, and the slices in shared memory.
+constexpr uint32_t GEMM_DEPTH = 32;
+constexpr uint32_t GEMM_STAGES = 4;
+// Tiles of the result.
+constexpr uint32_t GEMM_LARGE_ROWS = 128;
+constexpr uint32_t GEMM_LARGE_COLS = 256;
+constexpr uint32_t GEMM_SMALL_ROWS = 64;
+constexpr uint32_t GEMM_SMALL_COLS = 128;
+
 // ---- lora_linear ----
 
 // Dropout of an update's input; `probability` 0 is none.
@@ -115,6 +127,12 @@ constexpr uint32_t LORA_THREADS = 256;
 // Ranks, and the most features with sums over tokens, of a block of a pass in f32.
 constexpr uint32_t LORA_PASS_F32_RANKS = 16;
 constexpr uint32_t LORA_PASS_F32_FEATURES = 256;
+// In f16 and bf16: tiles of the activations; ranks and the most tokens of a block; its shared memory, in bytes.
+constexpr uint32_t LORA_PASS_TILE_TOKENS = 64;
+constexpr uint32_t LORA_PASS_TILE_FEATURES = 128;
+constexpr uint32_t LORA_PASS_RANKS = 16;
+constexpr uint32_t LORA_PASS_TOKENS = 512;
+constexpr uint32_t LORA_PASS_SHARED = 99840;
 
 // ---- elementwise, activation ----
 

@@ -2,6 +2,7 @@
 
 use crate::modules::Kernel;
 use crate::operand::Element;
+use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 use cudarc::driver::{CudaFunction, CudaModule, CudaStream, DriverError};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
@@ -142,6 +143,23 @@ impl Kernels {
         };
         let function = code.load_function(kernel.name)?;
         loaded.functions.insert(kernel.name, function.clone());
+        Ok(function)
+    }
+
+    /// The function to launch for `kernel` with `bytes` of dynamic shared memory, which a launch gets without
+    /// asking only up to 48 KiB.
+    pub(crate) fn function_with_shared(
+        &self,
+        kernel: &'static Kernel,
+        bytes: u32,
+    ) -> Result<CudaFunction, LaunchError> {
+        let function = self.function(kernel)?;
+        if bytes > 48 * 1024 {
+            function.set_attribute(
+                CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                bytes as i32,
+            )?;
+        }
         Ok(function)
     }
 }

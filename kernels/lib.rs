@@ -112,6 +112,7 @@ pub mod norm;
 pub mod optimizer;
 pub mod rope;
 
+mod gemm;
 mod launch;
 mod operand;
 

@@ -28,26 +28,29 @@ pub struct Gradients<'a> {
 
 /// Elements of the f32 workspace that [`backward`] needs.
 pub fn backward_workspace(tokens: u32, in_features: u32, items: &[Backward]) -> u64 {
-    let da = Split::new(Pass::Da, tokens, in_features);
-    items
-        .iter()
-        .filter_map(|item| {
-            let lora = item.projection.lora.as_ref()?;
-            let dy = Split::new(Pass::DhDb, tokens, item.projection.out_features);
-            let dh = u64::from(tokens) * u64::from(lora.rank);
-            Some(
-                [
-                    dh,
-                    dy.row_partials(lora),
-                    dy.column_partials(lora),
-                    da.column_partials(lora),
-                ]
-                .map(Workspace::padded)
-                .iter()
-                .sum::<u64>(),
-            )
-        })
-        .sum()
+    Workspace::for_any(|element| {
+        let da = Split::new(Pass::Da, element, tokens, in_features);
+        items
+            .iter()
+            .filter_map(|item| {
+                let lora = item.projection.lora.as_ref()?;
+                let out_features = item.projection.out_features;
+                let dy = Split::new(Pass::DhDb, element, tokens, out_features);
+                let dh = u64::from(tokens) * u64::from(lora.rank);
+                Some(
+                    [
+                        dh,
+                        dy.row_partials(lora),
+                        dy.column_partials(lora),
+                        da.column_partials(lora),
+                    ]
+                    .map(Workspace::padded)
+                    .iter()
+                    .sum::<u64>(),
+                )
+            })
+            .sum()
+    })
 }
 
 /// The backward pass of [`forward`](super::forward). With `dH = scaling·dY·B` of each projection:
@@ -82,7 +85,7 @@ pub fn backward(
 
     let mut terms = Vec::new();
     let (mut dy_sums, mut da_sums, mut da_sides) = (Vec::new(), Vec::new(), Vec::new());
-    let da_split = Split::new(Pass::Da, tokens, in_features);
+    let da_split = Split::new(Pass::Da, input.element, tokens, in_features);
     for item in items {
         let mut term = LoraTerm {
             left: item.dy.address(),
@@ -91,7 +94,8 @@ pub fn backward(
             ..LoraTerm::default()
         };
         if let Some(lora) = &item.projection.lora {
-            let split = Split::new(Pass::DhDb, tokens, item.projection.out_features);
+            let out_features = item.projection.out_features;
+            let split = Split::new(Pass::DhDb, input.element, tokens, out_features);
             let dh = workspace.take(u64::from(tokens) * u64::from(lora.rank));
             let dh_partials = workspace.take(split.row_partials(lora));
             let mut side = LoraSide {

@@ -15,10 +15,12 @@ pub struct Output<'a> {
 
 /// Elements of the f32 workspace that [`forward`] needs.
 pub fn forward_workspace(tokens: u32, in_features: u32, projections: &[Projection]) -> u64 {
-    let split = Split::new(Pass::H, tokens, in_features);
-    updates(projections)
-        .map(|(_, lora)| Workspace::padded(split.row_partials(lora)))
-        .sum()
+    Workspace::for_any(|element| {
+        let split = Split::new(Pass::H, element, tokens, in_features);
+        updates(projections)
+            .map(|(_, lora)| Workspace::padded(split.row_partials(lora)))
+            .sum()
+    })
 }
 
 /// `y = x·Wᵀ + bias + scaling·(drop(x)·Aᵀ)·Bᵀ` for each of at most four projections that read
@@ -58,7 +60,7 @@ pub fn forward(
     let needed = forward_workspace(tokens, in_features, projections);
     let mut workspace = Workspace::new(&workspace, needed)?;
 
-    let split = Split::new(Pass::H, tokens, in_features);
+    let split = Split::new(Pass::H, input.element, tokens, in_features);
     let (mut sides, mut sums) = (Vec::new(), Vec::new());
     for (index, lora) in updates(projections) {
         let partials = workspace.take(split.row_partials(lora));

@@ -191,6 +191,11 @@ impl Workspace {
         })
     }
 
+    /// The elements that are enough for activations of any type, by those that one type needs.
+    fn for_any(needed: impl Fn(Element) -> u64) -> u64 {
+        needed(Element::F32).max(needed(Element::Bf16))
+    }
+
     /// What [`Workspace::take`] uses up for `len` elements.
     fn padded(len: u64) -> u64 {
         len.next_multiple_of(4)

@@ -1,13 +1,14 @@
-//! Launches `pass_f32.cu` and `sum.cu`: passes over activations for the low-rank side, and the sums of
+//! Launches `pass_f32.cu`, `pass_16bit.cu` and `sum.cu`: passes over activations for the low-rank side, and the sums of
 //! what their blocks leave.
 
 use super::Lora;
 use crate::abi::{
-    LORA_MAX_GROUP, LORA_MAX_SUMS, LORA_PASS_F32_FEATURES, LORA_PASS_F32_RANKS, LORA_THREADS,
-    LoraPass, LoraSide, LoraSum, LoraSums,
+    LORA_MAX_GROUP, LORA_MAX_SUMS, LORA_PASS_F32_FEATURES, LORA_PASS_F32_RANKS, LORA_PASS_RANKS,
+    LORA_PASS_SHARED, LORA_PASS_TILE_FEATURES, LORA_PASS_TILE_TOKENS, LORA_PASS_TOKENS,
+    LORA_THREADS, LoraPass, LoraSide, LoraSum, LoraSums,
 };
 use crate::launch::{GRID_X, GRID_YZ, blocks};
-use crate::modules::{self, Kernel};
+use crate::modules;
 use crate::{Element, Kernels, LaunchError};
 use cudarc::driver::{LaunchConfig, PushKernelArg};
 
@@ -35,18 +36,42 @@ pub(super) struct Split {
 }
 
 impl Split {
-    pub(super) fn new(pass: Pass, tokens: u32, features: u32) -> Split {
+    pub(super) fn new(pass: Pass, element: Element, tokens: u32, features: u32) -> Split {
         // Sums over tokens are written once per block of tokens, so those are tall; sums over
         // features are as long as a block's features.
-        let (block_tokens, block_features) = match pass {
-            Pass::H => (64, 1024),
-            Pass::Dh | Pass::DhDb | Pass::Da => (512, u64::from(LORA_PASS_F32_FEATURES)),
+        let (block_tokens, block_features) = match (element, pass) {
+            (Element::F32, Pass::H) => (64, 1024),
+            (Element::F32, _) => (512, u64::from(LORA_PASS_F32_FEATURES)),
+            (_, Pass::H) => (u64::from(LORA_PASS_TOKENS) / 2, 1024),
+            (_, _) => (u64::from(LORA_PASS_TOKENS), 512),
         };
-        Split {
+        let mut split = Split {
             tokens: u64::from(tokens),
             features: u64::from(features),
             block_tokens,
             block_features,
+        };
+        if element != Element::F32 {
+            split.fill_a_gpu();
+        }
+        split
+    }
+
+    /// Halves the blocks until there are enough of them, or they are single tiles.
+    fn fill_a_gpu(&mut self) {
+        const MANY_BLOCKS: u64 = 128;
+        let (tile_tokens, tile_features) = (
+            u64::from(LORA_PASS_TILE_TOKENS),
+            u64::from(LORA_PASS_TILE_FEATURES),
+        );
+        while self.token_splits() * self.feature_splits() < MANY_BLOCKS {
+            if self.block_features > self.block_tokens.max(tile_features) {
+                self.block_features /= 2;
+            } else if self.block_tokens > tile_tokens {
+                self.block_tokens /= 2;
+            } else {
+                break;
+            }
         }
     }
 
@@ -107,7 +132,11 @@ pub(super) fn pass(
     if rank == 0 || split.tokens == 0 || split.features == 0 {
         return Ok(());
     }
-    let rank_blocks = rank.div_ceil(LORA_PASS_F32_RANKS);
+    let (ranks, shared) = match element {
+        Element::F32 => (LORA_PASS_F32_RANKS, 0),
+        _ => (LORA_PASS_RANKS, LORA_PASS_SHARED),
+    };
+    let rank_blocks = rank.div_ceil(ranks);
     let mut group = [LoraSide::default(); LORA_MAX_GROUP as usize];
     group[..sides.len()].copy_from_slice(sides);
     let shape = LoraPass {
@@ -126,31 +155,21 @@ pub(super) fn pass(
             blocks("tokens", split.tokens, split.block_tokens, GRID_YZ)?,
         ),
         block_dim: (LORA_THREADS, 1, 1),
-        shared_mem_bytes: 0,
+        shared_mem_bytes: shared,
     };
-    let function = kernels.function(kernel(pass, element)?)?;
+    let by_storage = match pass {
+        Pass::H => modules::LORA_LINEAR_H,
+        Pass::Dh => modules::LORA_LINEAR_DH,
+        Pass::DhDb => modules::LORA_LINEAR_DH_DB,
+        Pass::Da => modules::LORA_LINEAR_DA,
+    };
+    let function = kernels.function_with_shared(by_storage.of("x", element)?, shared)?;
     let mut launch = kernels.stream().launch_builder(&function);
     launch.arg(&shape);
     // SAFETY: the argument is the kernel's parameter; the callers checked every length against the
     // split, and the workspace holds the partial sums.
     unsafe { launch.launch(config) }?;
     Ok(())
-}
-
-fn kernel(pass: Pass, element: Element) -> Result<&'static Kernel, LaunchError> {
-    Ok(match (pass, element) {
-        (Pass::H, Element::F32) => &modules::LORA_LINEAR_H_F32,
-        (Pass::Dh, Element::F32) => &modules::LORA_LINEAR_DH_F32,
-        (Pass::DhDb, Element::F32) => &modules::LORA_LINEAR_DH_DB_F32,
-        (Pass::Da, Element::F32) => &modules::LORA_LINEAR_DA_F32,
-        (_, found) => {
-            return Err(LaunchError::Element {
-                tensor: "x",
-                expected: Element::F32,
-                found,
-            });
-        }
-    })
 }
 
 /// Adds up partial sums, at most `LORA_MAX_SUMS` of them.

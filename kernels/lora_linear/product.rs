@@ -1,10 +1,29 @@
-//! Launches `product_f32.cu`: the products with the frozen weight, the update in the same tile.
+//! Launches `product_f32.cu` and `product_16bit.cu`: the products with the frozen weight, the update in the
+//! same tile.
 
 use crate::abi::{LORA_MAX_GROUP, LORA_THREADS, LoraProduct, LoraTerm};
+use crate::gemm::{ByTile, by_tile};
 use crate::launch::{GRID_X, GRID_YZ, blocks};
 use crate::modules::{self, Kernel};
 use crate::{Element, Kernels, LaunchError};
-use cudarc::driver::{LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaFunction, LaunchConfig, PushKernelArg};
+
+const FORWARD: ByTile = by_tile!(
+    LORA_LINEAR_FORWARD_F16_LARGE,
+    LORA_LINEAR_FORWARD_F16_SMALL,
+    LORA_LINEAR_FORWARD_F16_UNALIGNED,
+    LORA_LINEAR_FORWARD_BF16_LARGE,
+    LORA_LINEAR_FORWARD_BF16_SMALL,
+    LORA_LINEAR_FORWARD_BF16_UNALIGNED,
+);
+const DX: ByTile = by_tile!(
+    LORA_LINEAR_DX_F16_LARGE,
+    LORA_LINEAR_DX_F16_SMALL,
+    LORA_LINEAR_DX_F16_UNALIGNED,
+    LORA_LINEAR_DX_BF16_LARGE,
+    LORA_LINEAR_DX_BF16_SMALL,
+    LORA_LINEAR_DX_BF16_UNALIGNED,
+);
 
 /// Below this many tiles of 128 x 128 a GPU is better filled by smaller ones.
 const MANY_TILES: u64 = 64;
@@ -19,12 +38,23 @@ pub(super) fn forward(
     bias: u64,
     y: u64,
 ) -> Result<(), LaunchError> {
-    let (kernel, config) = match choose(element, rows, cols)? {
-        None => return Ok(()),
-        Some((Tile::Edge64, config)) => (&modules::LORA_LINEAR_FORWARD_F32_64, config),
-        Some((Tile::Edge128, config)) => (&modules::LORA_LINEAR_FORWARD_F32_128, config),
+    if rows == 0 || cols == 0 {
+        return Ok(());
+    }
+    let (function, config) = match element {
+        Element::F32 => {
+            let edges = [
+                &modules::LORA_LINEAR_FORWARD_F32_64,
+                &modules::LORA_LINEAR_FORWARD_F32_128,
+            ];
+            choose_f32(kernels, edges, rows, cols)?
+        }
+        _ => {
+            let aligned = are_aligned(&[term.left, term.right, y], &[term.depth, cols]);
+            FORWARD.choose(kernels, element, rows, cols, aligned)?
+        }
     };
-    launch(kernels, kernel, config, rows, cols, &[term], &[bias, y])
+    launch(kernels, function, config, rows, cols, &[term], &[bias, y])
 }
 
 /// `dx [tokens, in] = Σ dy·W + drop(dh·A)` over at most `LORA_MAX_GROUP` terms.
@@ -36,39 +66,45 @@ pub(super) fn dx(
     terms: &[LoraTerm],
     dx: u64,
 ) -> Result<(), LaunchError> {
-    let (kernel, config) = match choose(element, rows, cols)? {
-        None => return Ok(()),
-        Some((Tile::Edge64, config)) => (&modules::LORA_LINEAR_DX_F32_64, config),
-        Some((Tile::Edge128, config)) => (&modules::LORA_LINEAR_DX_F32_128, config),
+    if rows == 0 || cols == 0 {
+        return Ok(());
+    }
+    let (function, config) = match element {
+        Element::F32 => {
+            let edges = [
+                &modules::LORA_LINEAR_DX_F32_64,
+                &modules::LORA_LINEAR_DX_F32_128,
+            ];
+            choose_f32(kernels, edges, rows, cols)?
+        }
+        _ => {
+            let aligned = terms
+                .iter()
+                .all(|term| are_aligned(&[term.left, term.right, dx], &[term.depth, cols]));
+            DX.choose(kernels, element, rows, cols, aligned)?
+        }
     };
-    launch(kernels, kernel, config, rows, cols, terms, &[dx])
+    launch(kernels, function, config, rows, cols, terms, &[dx])
 }
 
-enum Tile {
-    Edge64,
-    Edge128,
+/// Whether matrices of 16-bit elements at these addresses, with rows of these lengths, are whole chunks
+/// of 16 bytes at multiples of 16.
+fn are_aligned(addresses: &[u64], lengths: &[u32]) -> bool {
+    addresses.iter().all(|address| address.is_multiple_of(16))
+        && lengths.iter().all(|length| length.is_multiple_of(8))
 }
 
-/// The tile for a result of `rows x cols` and the grid that covers it; nothing where it is empty.
-fn choose(
-    element: Element,
+/// The kernel, of those for tiles of 64 and of 128, for a result of `rows x cols`, and the grid that covers it.
+fn choose_f32(
+    kernels: &Kernels,
+    [edge_64, edge_128]: [&'static Kernel; 2],
     rows: u32,
     cols: u32,
-) -> Result<Option<(Tile, LaunchConfig)>, LaunchError> {
-    if element != Element::F32 {
-        return Err(LaunchError::Element {
-            tensor: "x",
-            expected: Element::F32,
-            found: element,
-        });
-    }
-    if rows == 0 || cols == 0 {
-        return Ok(None);
-    }
+) -> Result<(CudaFunction, LaunchConfig), LaunchError> {
     let tiles = |edge: u32| u64::from(rows.div_ceil(edge)) * u64::from(cols.div_ceil(edge));
-    let (tile, edge) = match tiles(128) >= MANY_TILES {
-        true => (Tile::Edge128, 128),
-        false => (Tile::Edge64, 64),
+    let (kernel, edge) = match tiles(128) >= MANY_TILES {
+        true => (edge_128, 128),
+        false => (edge_64, 64),
     };
     let config = LaunchConfig {
         grid_dim: (
@@ -79,12 +115,12 @@ fn choose(
         block_dim: (LORA_THREADS, 1, 1),
         shared_mem_bytes: 0,
     };
-    Ok(Some((tile, config)))
+    Ok((kernels.function(kernel)?, config))
 }
 
 fn launch(
     kernels: &Kernels,
-    kernel: &'static Kernel,
+    function: CudaFunction,
     config: LaunchConfig,
     rows: u32,
     cols: u32,
@@ -99,7 +135,6 @@ fn launch(
         rows,
         cols,
     };
-    let function = kernels.function(kernel)?;
     let mut launch = kernels.stream().launch_builder(&function);
     launch.arg(&shape);
     for address in addresses {

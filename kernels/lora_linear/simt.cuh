@@ -1,5 +1,4 @@
-// What the f32 kernels of this family share: how a matrix in global memory is read four elements at
-// a time, and how a slice of it lies in shared memory.
+// How the kernels of this family read and write f32 matrices in global memory, four elements at a time.
 #pragma once
 
 #include "abi.h"
@@ -14,6 +13,10 @@ struct Matrix {
     __device__ Matrix(uint64_t address, uint32_t rows, uint32_t cols)
         : data(reinterpret_cast<const float *>(address)), rows(rows), cols(cols),
           aligned(address % 16 == 0 && cols % 4 == 0) {}
+
+    __device__ float load(uint32_t row, uint32_t col) const {
+        return row < rows && col < cols ? data[(size_t)row * cols + col] : 0.0f;
+    }
 
     // The four elements of a row from `col` on, a multiple of 4.
     __device__ float4 load4(uint32_t row, uint32_t col) const {

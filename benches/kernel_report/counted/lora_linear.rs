@@ -1,32 +1,48 @@
-use super::{Device, extents};
+use super::{Counting, Device, extents};
 use anyhow::{Context, Result};
-use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
-use fuselora_kernels::Stored;
 use fuselora_kernels::lora_linear::{
     Backward, Gradients, Lora, Output, Projection, backward, backward_workspace, forward,
     forward_workspace,
 };
+use half::{bf16, f16};
 
 pub fn launch(device: &Device, kernel: &str, shape: Option<&[u64]>) -> Result<Option<Vec<u64>>> {
     let Some(operation) = kernel.strip_prefix("lora_linear_") else {
         return Ok(None);
     };
-    // Few tiles get the smaller ones.
+    // The storage type is before the tile's name, or last.
+    let named = |storage: &str| operation.split('_').any(|word| word == storage);
+    match (named("f16"), named("bf16")) {
+        (true, _) => run::<f16>(device, operation, shape),
+        (_, true) => run::<bf16>(device, operation, shape),
+        _ => run::<f32>(device, operation, shape),
+    }
+    .map(Some)
+}
+
+fn run<T: Counting>(device: &Device, operation: &str, shape: Option<&[u64]>) -> Result<Vec<u64>> {
+    let is = |name: &str| operation.starts_with(name);
+    // Tokens, in_features, out_features, rank. Few tiles get the smaller ones, few blocks of a pass too.
     let own = match operation {
         "forward_f32_128" => [1024, 128, 1024, 16],
         "dx_f32_128" => [1024, 1024, 128, 16],
+        _ if is("forward") && operation.ends_with("large") => [1024, 256, 3072, 16],
+        _ if is("dx") && operation.ends_with("large") => [1024, 3072, 256, 16],
+        _ if operation.ends_with("unaligned") => [256, 250, 250, 16],
+        _ if (is("h_") || is("da_")) && !operation.ends_with("f32") => [2048, 2048, 128, 16],
+        _ if is("dh_") && !operation.ends_with("f32") => [2048, 128, 2048, 16],
         _ => [256, 256, 256, 16],
     };
     let shape = extents(shape, own)?;
-    match operation.starts_with("forward") || operation.starts_with("h_") || operation == "sum" {
-        true => run_forward::<f32>(device, shape)?,
-        false => run_backward::<f32>(device, shape, !operation.starts_with("dh_f"))?,
+    match is("forward") || is("h_") || is("sum") {
+        true => run_forward::<T>(device, shape)?,
+        false => run_backward::<T>(device, shape, !is("dh_") || is("dh_db"))?,
     }
-    Ok(Some(shape.to_vec()))
+    Ok(shape.to_vec())
 }
 
 /// The tensors of one projection.
-fn with_projection<T: Stored + DeviceRepr + ValidAsZeroBits>(
+fn with_projection<T: Counting>(
     device: &Device,
     [_, in_features, out_features, rank]: [u64; 4],
     then: impl FnOnce(Projection) -> Result<()>,
@@ -48,10 +64,7 @@ fn with_projection<T: Stored + DeviceRepr + ValidAsZeroBits>(
     })
 }
 
-fn run_forward<T: Stored + DeviceRepr + ValidAsZeroBits>(
-    device: &Device,
-    shape: [u64; 4],
-) -> Result<()> {
+fn run_forward<T: Counting>(device: &Device, shape: [u64; 4]) -> Result<()> {
     let [tokens, in_features, out_features, rank] = shape;
     let x = device.zeros::<T>(tokens * in_features)?;
     let mut y = device.zeros::<T>(tokens * out_features)?;
@@ -77,11 +90,7 @@ fn run_forward<T: Stored + DeviceRepr + ValidAsZeroBits>(
     })
 }
 
-fn run_backward<T: Stored + DeviceRepr + ValidAsZeroBits>(
-    device: &Device,
-    shape: [u64; 4],
-    trained: bool,
-) -> Result<()> {
+fn run_backward<T: Counting>(device: &Device, shape: [u64; 4], trained: bool) -> Result<()> {
     let [tokens, in_features, out_features, rank] = shape;
     let x = device.zeros::<T>(tokens * in_features)?;
     let mut dx = device.zeros::<T>(tokens * in_features)?;

@@ -1,0 +1,85 @@
+//! The tiles of `gemm.cuh`: which one a product takes, and how it is launched.
+
+use crate::abi::{
+    GEMM_DEPTH, GEMM_LARGE_COLS, GEMM_LARGE_ROWS, GEMM_SMALL_COLS, GEMM_SMALL_ROWS, GEMM_STAGES,
+    GEMM_THREADS,
+};
+use crate::launch::{GRID_X, Kernels, LaunchError, blocks};
+use crate::modules::Kernel;
+use crate::operand::Element;
+use cudarc::driver::{CudaFunction, LaunchConfig};
+
+/// Below this many large tiles a GPU is better filled by small ones: most have about a hundred
+/// multiprocessors or more, and a large tile takes a whole one.
+const MANY_TILES: u64 = 96;
+
+/// The kernels of one operation on f16 and bf16, by their tile.
+pub(crate) struct ByTile {
+    pub f16: [&'static Kernel; 3],
+    pub bf16: [&'static Kernel; 3],
+}
+
+/// The kernels `<operation>_f16_large` and so on.
+macro_rules! by_tile {
+    ($f16_large:ident, $f16_small:ident, $f16_unaligned:ident,
+     $bf16_large:ident, $bf16_small:ident, $bf16_unaligned:ident $(,)?) => {
+        $crate::gemm::ByTile {
+            f16: [
+                &$crate::modules::$f16_large,
+                &$crate::modules::$f16_small,
+                &$crate::modules::$f16_unaligned,
+            ],
+            bf16: [
+                &$crate::modules::$bf16_large,
+                &$crate::modules::$bf16_small,
+                &$crate::modules::$bf16_unaligned,
+            ],
+        }
+    };
+}
+pub(crate) use by_tile;
+
+impl ByTile {
+    /// The kernel and its launch for a result of `rows x cols`, neither of them 0. `aligned`: every
+    /// row of the factors and of the result is whole chunks of 16 bytes, at multiples of 16.
+    pub fn choose(
+        &self,
+        kernels: &Kernels,
+        element: Element,
+        rows: u32,
+        cols: u32,
+        aligned: bool,
+    ) -> Result<(CudaFunction, LaunchConfig), LaunchError> {
+        let tiles = |[height, width]: [u32; 2]| {
+            u64::from(rows.div_ceil(height)) * u64::from(cols.div_ceil(width))
+        };
+        let (large, small) = (
+            [GEMM_LARGE_ROWS, GEMM_LARGE_COLS],
+            [GEMM_SMALL_ROWS, GEMM_SMALL_COLS],
+        );
+        let (tile, index) = match (aligned, tiles(large) >= MANY_TILES) {
+            (true, true) => (large, 0),
+            (true, false) => (small, 1),
+            (false, _) => (small, 2),
+        };
+        let kernel = match element {
+            Element::F16 => self.f16[index],
+            Element::Bf16 => self.bf16[index],
+            found => {
+                return Err(LaunchError::Element {
+                    tensor: "x",
+                    expected: Element::Bf16,
+                    found,
+                });
+            }
+        };
+        let [height, width] = tile;
+        let shared = GEMM_STAGES * (height + width) * GEMM_DEPTH * element.size_in_bytes() as u32;
+        let config = LaunchConfig {
+            grid_dim: (blocks("tiles", tiles(tile), 1, GRID_X)?, 1, 1),
+            block_dim: (GEMM_THREADS, 1, 1),
+            shared_mem_bytes: shared,
+        };
+        Ok((kernels.function_with_shared(kernel, shared)?, config))
+    }
+}

@@ -1,0 +1,273 @@
+//! The linear layer with its low-rank update, forward and backward.
+
+mod case;
+mod reference;
+
+use crate::device::Device;
+use crate::storage::Storage;
+use case::{Case, Layer, case, on_device};
+use cudarc::driver::CudaSlice;
+use fuselora_kernels::lora_linear::{Dropout, Lora, Output, Projection, forward};
+use fuselora_kernels::{Element, Operand, OperandMut};
+use half::{bf16, f16};
+use proptest::prelude::*;
+use reference::{add, exact};
+
+pub const KERNELS: &[&str] = &[
+    "lora_linear_da_bf16",
+    "lora_linear_da_f16",
+    "lora_linear_da_f32",
+    "lora_linear_dh_bf16",
+    "lora_linear_dh_db_bf16",
+    "lora_linear_dh_db_f16",
+    "lora_linear_dh_db_f32",
+    "lora_linear_dh_f16",
+    "lora_linear_dh_f32",
+    "lora_linear_dx_bf16_large",
+    "lora_linear_dx_bf16_small",
+    "lora_linear_dx_bf16_unaligned",
+    "lora_linear_dx_f16_large",
+    "lora_linear_dx_f16_small",
+    "lora_linear_dx_f16_unaligned",
+    "lora_linear_dx_f32_128",
+    "lora_linear_dx_f32_64",
+    "lora_linear_forward_bf16_large",
+    "lora_linear_forward_bf16_small",
+    "lora_linear_forward_bf16_unaligned",
+    "lora_linear_forward_f16_large",
+    "lora_linear_forward_f16_small",
+    "lora_linear_forward_f16_unaligned",
+    "lora_linear_forward_f32_128",
+    "lora_linear_forward_f32_64",
+    "lora_linear_h_bf16",
+    "lora_linear_h_f16",
+    "lora_linear_h_f32",
+    "lora_linear_sum",
+];
+
+fn check(
+    name: &str,
+    found: &[f32],
+    expected: &[f64],
+    bound: impl Fn(usize) -> f64,
+) -> Result<(), TestCaseError> {
+    prop_assert_eq!(found.len(), expected.len());
+    for (i, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+        let error = (f64::from(found) - expected).abs();
+        prop_assert!(
+            error <= bound(i),
+            "{}[{}] = {}, not {}: {:e} off where {:e} is allowed",
+            name,
+            i,
+            found,
+            expected,
+            error,
+            bound(i)
+        );
+    }
+    Ok(())
+}
+
+/// Holds a case against f64. A sum of n products keeps an error below (n + 1) u times the sum of
+/// their magnitudes in any order, with u half of f32's epsilon. Beside activations of 16 bits, a factor of
+/// the update is rounded to tf32 each time that it meets tensor cores. A result of the storage type is
+/// rounded once more.
+fn agrees<T: Storage>(case: &Case) -> Result<(), TestCaseError> {
+    let device = Device::open();
+    let x = case.stored::<T>(0, case.tokens * case.in_features);
+    let data = case.data::<T>();
+    let (results, dx) = on_device::<T>(&device, case, &data, &x, case.seed)?;
+    let again = on_device::<T>(&device, case, &data, &x, !case.seed)?;
+    prop_assert_eq!(
+        &(results.clone(), dx.clone()),
+        &again,
+        "another order, other bits"
+    );
+
+    let sums = |terms: usize| (terms + 8) as f64 * f32::ROUNDING;
+    let low_rank = match T::ELEMENT {
+        Element::F32 => f32::ROUNDING,
+        _ => 1.0 / 2048.0,
+    };
+    let stored = |exact: f64, error: f64| {
+        // f16 has no exponent left for small numbers.
+        let smallest = if T::ELEMENT == Element::F16 {
+            3.1e-8
+        } else {
+            0.0
+        };
+        error + T::ROUNDING * (exact.abs() + error) + smallest
+    };
+    let (t, i) = (case.tokens, case.in_features);
+    let (mut dx_exact, mut dx_bound) = (vec![0.0; t * i], vec![0.0; t * i]);
+    let all_outs: usize = case
+        .layers
+        .iter()
+        .map(|layer| layer.out_features + layer.rank)
+        .sum();
+    for ((layer, data), found) in case.layers.iter().zip(&data).zip(&results) {
+        let (o, r) = (layer.out_features, layer.rank);
+        let exact_of = |number| exact(case, layer, data, &x, number);
+        let value = exact_of(|x| x.into());
+        let size = exact_of(|x| x.abs().into());
+        // lora_a is rounded.
+        check("h", &found.h, &value.h, |e| {
+            (sums(i) + low_rank) * size.h[e]
+        })?;
+        let mut y = value.y.clone();
+        add(&mut y, &value.y_update, 1.0);
+        // And h, and lora_b.
+        check("y", &found.y, &y, |e| {
+            let update = (2.0 * sums(i + r) + 3.0 * low_rank) * size.y_update[e];
+            stored(y[e], sums(i + r) * size.y[e] + update)
+        })?;
+        // lora_b on the way to dh, and dh.
+        check("da", &found.da, &value.da, |e| {
+            (sums(t + o) + 2.0 * low_rank) * size.da[e]
+        })?;
+        // lora_a on the way to h, and h.
+        check("db", &found.db, &value.db, |e| {
+            (sums(t + i) + 2.0 * low_rank) * size.db[e]
+        })?;
+        add(&mut dx_exact, &value.dx, 1.0);
+        add(&mut dx_exact, &value.dx_update, 1.0);
+        add(&mut dx_bound, &size.dx, sums(all_outs));
+        add(
+            &mut dx_bound,
+            &size.dx_update,
+            sums(all_outs + o) + 3.0 * low_rank,
+        );
+    }
+    check("dx", &dx, &dx_exact, |e| stored(dx_exact[e], dx_bound[e]))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10))]
+
+    #[test]
+    fn agrees_in_f32(case in case()) {
+        agrees::<f32>(&case)?;
+    }
+
+    #[test]
+    fn agrees_in_f16(case in case()) {
+        agrees::<f16>(&case)?;
+    }
+
+    #[test]
+    fn agrees_in_bf16(case in case()) {
+        agrees::<bf16>(&case)?;
+    }
+}
+
+/// A projection with everything.
+fn one_layer(tokens: usize, in_features: usize, out_features: usize, dropout: f32) -> Case {
+    let layer = Layer {
+        out_features,
+        bias: true,
+        rank: 5,
+        dropout,
+        frozen: false,
+    };
+    Case {
+        tokens,
+        in_features,
+        layers: vec![layer],
+        seed: 1,
+    }
+}
+
+/// Enough tiles for the larger ones, which the extents above never reach.
+#[test]
+fn many_tiles() {
+    for (in_features, out_features, dropout) in [(9, 8135, 0.0), (8135, 9, 0.3)] {
+        agrees::<f32>(&one_layer(70, in_features, out_features, dropout)).unwrap();
+    }
+    agrees::<f16>(&one_layer(136, 136, 12296, 0.0)).unwrap();
+    agrees::<bf16>(&one_layer(136, 12296, 136, 0.3)).unwrap();
+}
+
+/// Enough blocks for those of a pass to cover more than one of its tiles.
+#[test]
+fn many_tiles_of_a_pass() {
+    agrees::<bf16>(&one_layer(2050, 2056, 8, 0.3)).unwrap();
+    agrees::<f16>(&one_layer(1030, 9, 2049, 0.0)).unwrap();
+}
+
+#[test]
+fn names_what_does_not_fit() {
+    let device = Device::open();
+    let buffer = device.upload(&[0.0f32; 64]);
+    let of = |len: usize| {
+        // SAFETY: within the buffer, which outlives the calls.
+        unsafe { Operand::from_raw(device.operand(&buffer).address(), len, Element::F32) }
+    };
+    let run = |x: usize, rank: u32, b: usize, h: Option<usize>, probability: f32| {
+        let mut others: Vec<_> = (0..3).map(|_| device.output::<f32>(4096)).collect();
+        let [y, h_buffer, workspace] = others.as_mut_slice() else {
+            unreachable!()
+        };
+        let dropout = Dropout {
+            probability,
+            seed: 0,
+            stream: 0,
+            step: 0,
+        };
+        let projection = Projection {
+            weight: of(6),
+            bias: None,
+            out_features: 3,
+            lora: Some(Lora {
+                a: of(2 * rank as usize),
+                b: of(b),
+                rank,
+                scaling: 1.0,
+                dropout: Some(dropout),
+            }),
+        };
+        let output = Output {
+            y: shortened(&device, y, 12),
+            h: h.map(|len| shortened(&device, h_buffer, len)),
+        };
+        let (outputs, workspace) = ([output], device.operand_mut(workspace));
+        let x = of(x);
+        forward(&device.kernels, 4, 2, x, &[projection], &outputs, workspace)
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(run(8, 2, 6, Some(8), 0.5), Ok(()));
+    for (result, expected) in [
+        (
+            run(7, 2, 6, Some(8), 0.0),
+            "x holds 7 elements where 8 were expected",
+        ),
+        (
+            run(8, 0, 0, Some(8), 0.0),
+            "rank is 0: it must be from 1 to 256",
+        ),
+        (
+            run(8, 2, 5, Some(8), 0.0),
+            "lora_b holds 5 elements where 6 were expected",
+        ),
+        (
+            run(8, 2, 6, Some(9), 0.0),
+            "h holds 9 elements where 8 were expected",
+        ),
+        (
+            run(8, 2, 6, None, 0.0),
+            "h holds 0 elements where 8 were expected",
+        ),
+        (
+            run(8, 2, 6, Some(8), 1.0),
+            "dropout probability, in percent is 100: it must be at least 0 and below 100",
+        ),
+    ] {
+        assert_eq!(result, Err(expected.to_owned()));
+    }
+}
+
+fn shortened<'a>(device: &'a Device, buffer: &'a mut CudaSlice<f32>, len: usize) -> OperandMut<'a> {
+    let operand = device.operand_mut(buffer);
+    assert!(len as u64 <= operand.len());
+    // SAFETY: the first elements of a buffer that is borrowed mutably.
+    unsafe { OperandMut::from_raw(operand.address(), len, Element::F32) }
+}
