@@ -1,21 +1,21 @@
-//! Launches `backward_f32.cu`.
+//! Launches `backward_f32.cu` and `backward_16bit.cu`.
 
-use super::{Attention, Tiling, function};
+use super::{Attention, Tile, Tiling, function};
 use crate::abi::ATTENTION_THREADS;
-use crate::launch::{GRID_X, GRID_YZ, blocks};
-use crate::modules::{self, Kernel};
+use crate::launch::{ByStorage, GRID_X, GRID_YZ, blocks};
+use crate::modules;
 use crate::{Element, Kernels, LaunchError, Operand, OperandMut};
 use cudarc::driver::{LaunchConfig, PushKernelArg, result};
 
-const Q_F32: [&Kernel; 3] = [
-    &modules::ATTENTION_BACKWARD_Q_F32_64,
-    &modules::ATTENTION_BACKWARD_Q_F32_128,
-    &modules::ATTENTION_BACKWARD_Q_F32_256,
+const Q: [&ByStorage; 3] = [
+    &modules::ATTENTION_BACKWARD_Q_64,
+    &modules::ATTENTION_BACKWARD_Q_128,
+    &modules::ATTENTION_BACKWARD_Q_256,
 ];
-const KV_F32: [&Kernel; 3] = [
-    &modules::ATTENTION_BACKWARD_KV_F32_64,
-    &modules::ATTENTION_BACKWARD_KV_F32_128,
-    &modules::ATTENTION_BACKWARD_KV_F32_256,
+const KV: [&ByStorage; 3] = [
+    &modules::ATTENTION_BACKWARD_KV_64,
+    &modules::ATTENTION_BACKWARD_KV_128,
+    &modules::ATTENTION_BACKWARD_KV_256,
 ];
 
 /// The tensors of the forward pass, and the gradient of its output.
@@ -68,17 +68,9 @@ pub fn backward(
         lse,
     } = saved;
     let Gradients { dq, dk, dv } = gradients;
-    let tiling = Tiling::of(attention);
-    let (q_kernel, kv_kernel) = match q.element() {
-        Element::F32 => (Q_F32[tiling.index], KV_F32[tiling.index]),
-        found => {
-            return Err(LaunchError::Element {
-                tensor: "q",
-                expected: Element::F32,
-                found,
-            });
-        }
-    };
+    let tiling = Tiling::of(attention, q.element());
+    let q_kernel = Q[tiling.index].of("q", q.element())?;
+    let kv_kernel = KV[tiling.index].of("q", q.element())?;
     attention.check_tensors(
         q.element(),
         [("q", &q), ("o", &o), ("d_o", &d_o), ("dq", &dq)],
@@ -91,17 +83,17 @@ pub fn backward(
     let shape = attention.shape(&[&q, &k, &v, &o, &d_o, &dq, &dk, &dv]);
     let kv_heads = blocks("kv_heads", shape.kv_heads.into(), 1, GRID_YZ)?;
     let sequences = blocks("sequences", attention.sequences(), 1, GRID_YZ)?;
-    let launch = |kernel, rows: u64, shared_bytes, addresses: &[u64]| {
-        let tiles = blocks("rows", rows, tiling.edge().into(), GRID_X)?;
+    let launch = |kernel, rows: u64, tile: Tile, addresses: &[u64]| {
+        let tiles = blocks("rows", rows, tile.rows.into(), GRID_X / tile.blocks)?;
         if tiles == 0 || sequences == 0 {
             return Ok(());
         }
         let config = LaunchConfig {
-            grid_dim: (tiles, kv_heads, sequences),
+            grid_dim: (tiles * tile.blocks, kv_heads, sequences),
             block_dim: (ATTENTION_THREADS, 1, 1),
-            shared_mem_bytes: shared_bytes,
+            shared_mem_bytes: tile.shared_bytes,
         };
-        let function = function(kernels, kernel, shared_bytes)?;
+        let function = function(kernels, kernel, tile.shared_bytes)?;
         let mut launch = kernels.stream().launch_builder(&function);
         addresses.iter().for_each(|address| {
             launch.arg(address);
@@ -121,7 +113,7 @@ pub fn backward(
     launch(
         q_kernel,
         attention.max_rows(),
-        tiling.shared_bytes(4),
+        tiling.backward_q(),
         &[
             d_o,
             q,
@@ -138,7 +130,7 @@ pub fn backward(
     launch(
         kv_kernel,
         max_keys,
-        tiling.shared_bytes(4) + 8 * tiling.edge(),
+        tiling.backward_kv(),
         &[
             d_o,
             q,

@@ -143,13 +143,13 @@ __device__ void backward_kv(const float *d_o, const float *q, const float *k, co
 }
 
 #define BACKWARD(D)                                                                                 \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_backward_q_f32_##D(             \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_backward_q_##D##_f32(             \
         const float *d_o, const float *q, const float *k, const float *v, const float *o,           \
         const float *lse, Statistics *statistics, float *dq, const uint32_t *q_seqlens,             \
         const uint32_t *k_seqlens, AttentionShape shape) {                                          \
         backward_q<D>(d_o, q, k, v, o, lse, statistics, dq, q_seqlens, k_seqlens, shape);           \
     }                                                                                               \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_backward_kv_f32_##D(            \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_backward_kv_##D##_f32(            \
         const float *d_o, const float *q, const float *k, const float *v,                           \
         const Statistics *statistics, float *dk, float *dv, const uint32_t *q_seqlens,              \
         const uint32_t *k_seqlens, AttentionShape shape) {                                          \

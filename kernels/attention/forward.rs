@@ -1,16 +1,16 @@
-//! Launches `forward_f32.cu` and `merge.cu`.
+//! Launches `forward_f32.cu`, `forward_16bit.cu` and `merge.cu`.
 
 use super::{Attention, Tiling, function};
 use crate::abi::{ATTENTION_MERGE_THREADS, ATTENTION_THREADS};
-use crate::launch::{GRID_X, GRID_YZ, blocks};
-use crate::modules::{self, Kernel};
+use crate::launch::{ByStorage, GRID_X, GRID_YZ, blocks};
+use crate::modules;
 use crate::{Element, Kernels, LaunchError, Operand, OperandMut};
 use cudarc::driver::{LaunchConfig, PushKernelArg};
 
-const F32: [&Kernel; 3] = [
-    &modules::ATTENTION_FORWARD_F32_64,
-    &modules::ATTENTION_FORWARD_F32_128,
-    &modules::ATTENTION_FORWARD_F32_256,
+const KERNELS: [&ByStorage; 3] = [
+    &modules::ATTENTION_FORWARD_64,
+    &modules::ATTENTION_FORWARD_128,
+    &modules::ATTENTION_FORWARD_256,
 ];
 
 /// `o = softmax(scale · q·kᵀ)·v` for each sequence and head, and `lse`, the logarithm of each softmax's
@@ -35,17 +35,9 @@ pub fn forward(
     partial: OperandMut,
 ) -> Result<(), LaunchError> {
     attention.check()?;
-    let tiling = Tiling::of(attention);
-    let (kernel, merge) = match q.element() {
-        Element::F32 => (F32[tiling.index], &modules::ATTENTION_MERGE_F32),
-        found => {
-            return Err(LaunchError::Element {
-                tensor: "q",
-                expected: Element::F32,
-                found,
-            });
-        }
-    };
+    let tiling = Tiling::of(attention, q.element());
+    let kernel = KERNELS[tiling.index].of("q", q.element())?;
+    let merge = modules::ATTENTION_MERGE.of("q", q.element())?;
     attention.check_tensors(q.element(), [("q", &q), ("o", &o)], [("k", &k), ("v", &v)])?;
     lse.check("lse", Element::F32, attention.query_heads())?;
     partial.check("partial", Element::F32, attention.partial_len())?;
@@ -62,7 +54,8 @@ pub fn forward(
         true => (partial.address(), partial_lse),
     };
     let rows = attention.max_rows();
-    let tiles = blocks("q_rows", rows, tiling.edge().into(), GRID_X / shape.splits)?;
+    let tile = tiling.forward();
+    let tiles = blocks("q_rows", rows, tile.rows.into(), GRID_X / shape.splits)?;
     let config = LaunchConfig {
         grid_dim: (
             tiles * shape.splits,
@@ -70,7 +63,7 @@ pub fn forward(
             blocks("sequences", attention.sequences(), 1, GRID_YZ)?,
         ),
         block_dim: (ATTENTION_THREADS, 1, 1),
-        shared_mem_bytes: tiling.shared_bytes(3),
+        shared_mem_bytes: tile.shared_bytes,
     };
     let function = function(kernels, kernel, config.shared_mem_bytes)?;
     let inputs = [q, k, v].map(|tensor| tensor.address());

@@ -94,7 +94,7 @@ __device__ void forward(const float *q, const float *k, const float *v, float *o
 }
 
 #define FORWARD(D)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_forward_f32_##D(                \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_forward_##D##_f32(                \
         const float *q, const float *k, const float *v, float *o, float *lse,                       \
         const uint32_t *q_seqlens, const uint32_t *k_seqlens, AttentionShape shape) {               \
         forward<D>(q, k, v, o, lse, q_seqlens, k_seqlens, shape);                                   \

@@ -39,3 +39,5 @@ __device__ void merge(const float *partial, const float *partial_lse, T *o, floa
     }
 
 MERGE(f32, float)
+MERGE(f16, __half)
+MERGE(bf16, __nv_bfloat16)

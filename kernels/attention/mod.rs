@@ -37,7 +37,7 @@ pub struct Attention<'a> {
     pub kv_heads: u32,
     /// Elements of a head, from 1 to 256.
     pub head_dim: u32,
-    /// Multiplies the scores, usually `1/√head_dim`.
+    /// Multiplies the scores, usually `1/√head_dim`; greater than 0.
     pub scale: f32,
     /// With a sliding window of `w`, query `i` sees the keys `i - w < j <= i`.
     pub window: Option<u32>,
@@ -117,6 +117,9 @@ impl Attention<'_> {
         }
         if !(1..=256).contains(&self.head_dim) {
             return refuse("head_dim", self.head_dim.into(), "it must be from 1 to 256");
+        }
+        if self.scale.is_nan() || self.scale <= 0.0 {
+            return refuse("scale", 0, "it must be greater than 0");
         }
         if self.window == Some(0) {
             return refuse("window", 0, "it must be at least 1");
@@ -199,14 +202,25 @@ impl Attention<'_> {
 const PADDED: [u32; 3] = [64, 128, 256];
 
 /// How the kernels for one element type and one padded head_dim cut their work.
+#[derive(Debug, Clone, Copy)]
 struct Tiling {
     /// Index into [`PADDED`].
     index: usize,
     padded: u32,
+    element: Element,
+}
+
+/// The tile that a block owns.
+#[derive(Debug, Clone, Copy)]
+struct Tile {
+    rows: u32,
+    /// Blocks that share one.
+    blocks: u32,
+    shared_bytes: u32,
 }
 
 impl Tiling {
-    fn of(attention: &Attention) -> Tiling {
+    fn of(attention: &Attention, element: Element) -> Tiling {
         let index = PADDED
             .iter()
             .position(|&padded| attention.head_dim <= padded)
@@ -214,18 +228,74 @@ impl Tiling {
         Tiling {
             index,
             padded: PADDED[index],
+            element,
         }
     }
 
-    /// Rows of every tile of the f32 kernels.
-    fn edge(&self) -> u32 {
-        if self.padded > 128 { 16 } else { 32 }
+    /// Of the forward kernels: queries, keys, values.
+    fn forward(&self) -> Tile {
+        match self.element {
+            Element::F32 => self.simt(3),
+            // `Block` of forward_16bit.cu
+            _ => {
+                let (rows, keys) = [(128, 64), (128, 64), (64, 32)][self.index];
+                self.fragments(rows, &[rows, keys, keys])
+            }
+        }
     }
 
-    /// Bytes of a block of the f32 kernels with this many tiles (see `simt.cuh`).
-    fn shared_bytes(&self, tiles: u32) -> u32 {
-        let edge = self.edge();
-        4 * edge * (tiles * (self.padded + 4) + (edge | 16))
+    /// Of the backward kernels that own rows.
+    fn backward_q(&self) -> Tile {
+        match self.element {
+            Element::F32 => self.simt(4),
+            // `RowBlock` of backward_16bit.cu
+            _ => {
+                let (rows, keys) = [(128, 32), (128, 32), (64, 32)][self.index];
+                self.fragments(rows, &[rows, rows, keys, keys, keys, keys])
+            }
+        }
+    }
+
+    /// Of the backward kernels that own keys: they stream statistics too.
+    fn backward_kv(&self) -> Tile {
+        match self.element {
+            Element::F32 => {
+                let tile = self.simt(4);
+                Tile {
+                    shared_bytes: tile.shared_bytes + 8 * tile.rows,
+                    ..tile
+                }
+            }
+            // `KeyBlock` of backward_16bit.cu
+            _ => {
+                let (keys, rows) = [(128, 32), (64, 32), (64, 16)][self.index];
+                let tile = self.fragments(keys, &[keys, keys, rows, rows, rows, rows]);
+                Tile {
+                    blocks: self.padded.div_ceil(128),
+                    shared_bytes: tile.shared_bytes + 2 * 8 * rows,
+                    ..tile
+                }
+            }
+        }
+    }
+
+    /// Of the f32 kernels, with this many tiles in shared memory (see `simt.cuh`).
+    fn simt(&self, tiles: u32) -> Tile {
+        let edge = if self.padded > 128 { 16 } else { 32 };
+        Tile {
+            rows: edge,
+            blocks: 1,
+            shared_bytes: 4 * edge * (tiles * (self.padded + 4) + (edge | 16)),
+        }
+    }
+
+    /// Of the 16-bit kernels, with tiles of these rows in shared memory (see `fragments.cuh`).
+    fn fragments(&self, rows: u32, tiles: &[u32]) -> Tile {
+        Tile {
+            rows,
+            blocks: 1,
+            shared_bytes: 2 * self.padded * tiles.iter().sum::<u32>(),
+        }
     }
 }
 

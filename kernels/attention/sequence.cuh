@@ -26,12 +26,12 @@ struct Range {
 template <typename T> struct Rows {
     T *data;
     int group;
-    size_t token_stride;
+    uint32_t token_stride;
     uint32_t head_dim;
 
     __device__ T *operator[](int row) const {
-        int token = group == 1 ? row : row / group;
-        return data + token * token_stride + (row - token * group) * head_dim;
+        uint32_t token = group == 1 ? row : row / group;
+        return data + (size_t)token * token_stride + (uint32_t)(row - token * group) * head_dim;
     }
 };
 
@@ -68,15 +68,15 @@ struct Sequence {
 
     // Of q, o and their gradients, [tokens, heads * head_dim].
     template <typename T> __device__ Rows<T> query_rows(T *tensor, const AttentionShape &shape) const {
-        size_t stride = (size_t)shape.heads * shape.head_dim;
-        T *data = tensor + q_begin * stride + (size_t)kv_head * group * shape.head_dim;
+        uint32_t stride = shape.heads * shape.head_dim;
+        T *data = tensor + (size_t)q_begin * stride + (size_t)kv_head * group * shape.head_dim;
         return {data, group, stride, shape.head_dim};
     }
 
     // Of k, v and their gradients, [kv_tokens, kv_heads * head_dim].
     template <typename T> __device__ Rows<T> key_rows(T *tensor, const AttentionShape &shape) const {
-        size_t stride = (size_t)shape.kv_heads * shape.head_dim;
-        T *data = tensor + k_begin * stride + (size_t)kv_head * shape.head_dim;
+        uint32_t stride = shape.kv_heads * shape.head_dim;
+        T *data = tensor + (size_t)k_begin * stride + (size_t)kv_head * shape.head_dim;
         return {data, 1, stride, shape.head_dim};
     }
 

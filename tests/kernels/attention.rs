@@ -4,19 +4,40 @@ use crate::device::{Device, numbers};
 use cudarc::driver::{CudaSlice, DeviceRepr, ValidAsZeroBits};
 use fuselora_kernels::attention::{Attention, Gradients, Rows, Saved, backward, forward};
 use fuselora_kernels::{LaunchError, Stored};
+use half::{bf16, f16};
 use proptest::prelude::*;
 use std::ops::Range;
 
 pub const KERNELS: &[&str] = &[
-    "attention_backward_kv_f32_128",
-    "attention_backward_kv_f32_256",
-    "attention_backward_kv_f32_64",
-    "attention_backward_q_f32_128",
-    "attention_backward_q_f32_256",
-    "attention_backward_q_f32_64",
-    "attention_forward_f32_128",
-    "attention_forward_f32_256",
-    "attention_forward_f32_64",
+    "attention_backward_kv_128_bf16",
+    "attention_backward_kv_128_f16",
+    "attention_backward_kv_128_f32",
+    "attention_backward_kv_256_bf16",
+    "attention_backward_kv_256_f16",
+    "attention_backward_kv_256_f32",
+    "attention_backward_kv_64_bf16",
+    "attention_backward_kv_64_f16",
+    "attention_backward_kv_64_f32",
+    "attention_backward_q_128_bf16",
+    "attention_backward_q_128_f16",
+    "attention_backward_q_128_f32",
+    "attention_backward_q_256_bf16",
+    "attention_backward_q_256_f16",
+    "attention_backward_q_256_f32",
+    "attention_backward_q_64_bf16",
+    "attention_backward_q_64_f16",
+    "attention_backward_q_64_f32",
+    "attention_forward_128_bf16",
+    "attention_forward_128_f16",
+    "attention_forward_128_f32",
+    "attention_forward_256_bf16",
+    "attention_forward_256_f16",
+    "attention_forward_256_f32",
+    "attention_forward_64_bf16",
+    "attention_forward_64_f16",
+    "attention_forward_64_f32",
+    "attention_merge_bf16",
+    "attention_merge_f16",
     "attention_merge_f32",
 ];
 
@@ -35,6 +56,28 @@ impl Storage for f32 {
     const TINY: f64 = 0.0;
     fn rounded(x: f32) -> f32 {
         x
+    }
+    fn value(&self) -> f64 {
+        (*self).into()
+    }
+}
+
+impl Storage for f16 {
+    const ROUNDOFF: f64 = 1.0 / (1u64 << 11) as f64;
+    const TINY: f64 = 1.0 / (1u64 << 25) as f64;
+    fn rounded(x: f32) -> f16 {
+        f16::from_f32(x)
+    }
+    fn value(&self) -> f64 {
+        (*self).into()
+    }
+}
+
+impl Storage for bf16 {
+    const ROUNDOFF: f64 = 1.0 / (1u64 << 8) as f64;
+    const TINY: f64 = 1e-38;
+    fn rounded(x: f32) -> bf16 {
+        bf16::from_f32(x)
     }
     fn value(&self) -> f64 {
         (*self).into()
@@ -398,6 +441,16 @@ proptest! {
     fn is_attention_in_f32(batch in batches()) {
         batch.check::<f32>()?;
     }
+
+    #[test]
+    fn is_attention_in_f16(batch in batches()) {
+        batch.check::<f16>()?;
+    }
+
+    #[test]
+    fn is_attention_in_bf16(batch in batches()) {
+        batch.check::<bf16>()?;
+    }
 }
 
 /// Few queries with a long cache: the keys of a query are shared by several blocks.
@@ -427,6 +480,16 @@ proptest! {
     #[test]
     fn splits_a_long_cache_in_f32(batch in decoding()) {
         batch.check::<f32>()?;
+    }
+
+    #[test]
+    fn splits_a_long_cache_in_f16(batch in decoding()) {
+        batch.check::<f16>()?;
+    }
+
+    #[test]
+    fn splits_a_long_cache_in_bf16(batch in decoding()) {
+        batch.check::<bf16>()?;
     }
 }
 

@@ -11,12 +11,9 @@ pub fn launch(device: &Device, kernel: &str, shape: Option<&[u64]>) -> Result<Op
     let Some(name) = kernel.strip_prefix("attention_") else {
         return Ok(None);
     };
-    let mut words = name.split('_').rev();
-    let last = words.next().context("a kernel's name has words")?;
-    let (head_dim, element) = match last.parse::<u64>() {
-        Ok(head_dim) => (head_dim, words.next().unwrap_or_default()),
-        Err(_) => (64, last),
-    };
+    let (operation, element) = name.rsplit_once('_').context("a kernel's name has words")?;
+    let head_dim = operation.rsplit('_').next().map(str::parse);
+    let head_dim = head_dim.and_then(Result::ok).unwrap_or(64);
     let decoding = name.starts_with("merge");
     let own = match decoding {
         true => [1, 4096, 2, head_dim],
@@ -25,6 +22,8 @@ pub fn launch(device: &Device, kernel: &str, shape: Option<&[u64]>) -> Result<Op
     let shape = extents(shape, own)?;
     match element {
         "f32" => run::<f32>(device, shape, !decoding)?,
+        "f16" => run::<half::f16>(device, shape, !decoding)?,
+        "bf16" => run::<half::bf16>(device, shape, !decoding)?,
         _ => return Ok(None),
     }
     Ok(Some(shape.to_vec()))

@@ -26,7 +26,7 @@ impl Machine {
         let dtype = arguments.dtype.unwrap_or(USUAL_DTYPE);
         if !device.is_cpu() && dtype != DtypeArg::F32 {
             return Err(mistake!(
-                "--dtype {} on {device}: the linear layer and attention have kernels for f32 only so far; leave --dtype out",
+                "--dtype {} on {device}: whole models run there in f32 only so far; leave --dtype out",
                 DType::from(dtype)
             ));
         }
