@@ -5,9 +5,12 @@
 //
 // Layouts   table, dx [rows, width]; ids [n] u32; y, dy [n, width]. Where width is a multiple of a
 //           16-byte vector, rows are moved in vectors. An index beyond the table traps.
-// Launch    one block of EMBEDDING_THREADS per i. scatter_add adds the rows of one index in the block of
-//           its first occurrence: no atomics, so the sum has one order.
-// Traffic   gather: 2 n width elements. scatter_add: 2 n width in, and each touched row once out.
+// Launch    one block of EMBEDDING_THREADS per i; for scatter_add, as many along y as cover the width with a
+//           vector (or an element) per thread. scatter_add adds the rows of one index in the block of its first
+//           occurrence: no atomics, so the sum has one order. The block looks for them once, an id per thread
+//           at a time.
+// Traffic   gather: 2 n width elements. scatter_add: 2 n width in, and each touched row once out;
+//           the ids are read again by every block, from cache.
 #include "../storage.cuh"
 #include "abi.h"
 
@@ -24,21 +27,37 @@ template <typename T> __device__ void gather(const T *table, const uint32_t *ids
     }
 }
 
-template <typename T>
+template <typename T, int N>
 __device__ void scatter_add(const T *dy, const uint32_t *ids, T *dx, EmbeddingShape shape, uint32_t n) {
+    constexpr int WARPS = EMBEDDING_THREADS / 32;
+    __shared__ uint32_t found[2][WARPS];  // two, so that one barrier per turn is enough
     uint32_t id = ids[blockIdx.x];
     if (id >= shape.rows) __trap();
     bool seen = false;
     for (uint32_t j = threadIdx.x; j < blockIdx.x; j += EMBEDDING_THREADS) seen |= ids[j] == id;
     if (__syncthreads_or(seen)) return;  // the block of the first occurrence adds them all
 
-    T *to = dx + (size_t)id * shape.width;
-    for (uint32_t i = threadIdx.x; i < shape.width; i += EMBEDDING_THREADS) {
-        float sum = widen(to[i]);
-        for (uint32_t j = blockIdx.x; j < n; ++j)
-            if (ids[j] == id) sum += widen(dy[(size_t)j * shape.width + i]);
-        to[i] = narrow<T>(sum);
+    uint32_t column = (blockIdx.y * EMBEDDING_THREADS + threadIdx.x) * N;
+    bool owns = column < shape.width;
+    T *to = dx + (size_t)id * shape.width + column;
+    float sum[N];
+    if (owns) load_run(to, sum);
+    uint32_t turn = 0;
+    for (uint32_t first = blockIdx.x; first < n; first += EMBEDDING_THREADS, turn ^= 1) {
+        uint32_t i = first + threadIdx.x;
+        uint32_t matches = __ballot_sync(0xffffffff, i < n && ids[i] == id);
+        if (threadIdx.x % 32 == 0) found[turn][threadIdx.x / 32] = matches;
+        __syncthreads();
+        for (int warp = 0; warp < WARPS; ++warp)
+            for (uint32_t left = found[turn][warp]; left != 0; left &= left - 1) {
+                uint32_t row = first + 32 * warp + __ffs(left) - 1;
+                float term[N];
+                if (!owns) continue;
+                load_run(dy + (size_t)row * shape.width + column, term);
+                for (int e = 0; e < N; ++e) sum[e] += term[e];
+            }
     }
+    if (owns) store_run(to, sum);
 }
 
 #define EMBEDDING(name, T)                                                                          \
@@ -48,7 +67,10 @@ __device__ void scatter_add(const T *dy, const uint32_t *ids, T *dx, EmbeddingSh
     }                                                                                               \
     extern "C" __global__ void __launch_bounds__(EMBEDDING_THREADS)                                 \
         scatter_add_##name(const T *dy, const uint32_t *ids, T *dx, EmbeddingShape shape, uint32_t n) { \
-        scatter_add(dy, ids, dx, shape, n);                                                         \
+        if (shape.width % PER_VECTOR<T> == 0)                                                       \
+            scatter_add<T, PER_VECTOR<T>>(dy, ids, dx, shape, n);                                   \
+        else                                                                                        \
+            scatter_add<T, 1>(dy, ids, dx, shape, n);                                               \
     }
 
 EMBEDDING(f32, float)

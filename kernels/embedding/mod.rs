@@ -1,7 +1,7 @@
 //! Rows by index. Launches `embedding.cu`.
 
 use crate::abi::{EMBEDDING_THREADS, EmbeddingShape};
-use crate::launch::{GRID_X, blocks, launch};
+use crate::launch::{GRID_X, GRID_YZ, blocks, launch};
 use crate::modules;
 use crate::{Element, Kernels, LaunchError, Operand, OperandMut};
 
@@ -50,21 +50,32 @@ pub fn scatter_add(
     dx: OperandMut,
 ) -> Result<(), LaunchError> {
     let kernel = modules::SCATTER_ADD.of("dx", dx.element())?;
-    let Some(grid) = grid(shape, *dx, ids, &dy, "dy")? else {
+    let Some((n, ..)) = grid(shape, *dx, ids, &dy, "dy")? else {
         return Ok(());
     };
+    let vector = 16 / dx.element().size_in_bytes();
+    let run = match u64::from(shape.width).is_multiple_of(vector) {
+        true => vector,
+        false => 1,
+    };
+    let columns = blocks(
+        "width",
+        shape.width.into(),
+        run * u64::from(EMBEDDING_THREADS),
+        GRID_YZ,
+    )?;
     // SAFETY: as above.
     unsafe {
         launch!(
             kernels,
             kernel,
-            grid,
+            (n, columns, 1),
             BLOCK,
             dy.address(),
             ids.address(),
             dx.address(),
             shape,
-            grid.0
+            n
         );
     }
     Ok(())
