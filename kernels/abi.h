@@ -133,6 +133,8 @@ constexpr uint32_t LORA_PASS_TILE_FEATURES = 128;
 constexpr uint32_t LORA_PASS_RANKS = 16;
 constexpr uint32_t LORA_PASS_TOKENS = 512;
 constexpr uint32_t LORA_PASS_SHARED = 99840;
+// Rows of the weight of a block of the forward product for few tokens.
+constexpr uint32_t LORA_SKINNY_OUTS = 16;
 
 // ---- elementwise, activation ----
 

@@ -41,10 +41,12 @@ pub(crate) use by_tile;
 
 impl ByTile {
     /// The kernel and its launch for a result of `rows x cols`, neither of them 0. `aligned`: every
-    /// row of the factors and of the result is whole chunks of 16 bytes, at multiples of 16.
+    /// row of the factors and of the result is whole chunks of 16 bytes, at multiples of 16. An element that has
+    /// no kernel is an error about `tensor`.
     pub fn choose(
         &self,
         kernels: &Kernels,
+        tensor: &'static str,
         element: Element,
         rows: u32,
         cols: u32,
@@ -67,7 +69,7 @@ impl ByTile {
             Element::Bf16 => self.bf16[index],
             found => {
                 return Err(LaunchError::Element {
-                    tensor: "x",
+                    tensor,
                     expected: Element::Bf16,
                     found,
                 });
@@ -82,4 +84,11 @@ impl ByTile {
         };
         Ok((kernels.function_with_shared(kernel, shared)?, config))
     }
+}
+
+/// Whether the rows of matrices of 16-bit elements at these addresses, of these lengths, are whole chunks of 16
+/// bytes at multiples of 16.
+pub(crate) fn are_aligned(addresses: &[u64], lengths: &[u32]) -> bool {
+    addresses.iter().all(|address| address.is_multiple_of(16))
+        && lengths.iter().all(|length| length.is_multiple_of(8))
 }

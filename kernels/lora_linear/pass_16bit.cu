@@ -133,6 +133,19 @@ __device__ void add_fragment(float (&sums)[N][4], const uint32_t (&z)[4], const 
     }
 }
 
+// Writes two neighbours of a row of a partial sum [rows, rank], as far as they exist.
+__device__ void store_pair(float *out, uint32_t rows, uint32_t rank, uint32_t row, uint32_t r, float first,
+                           float second) {
+    if (row >= rows || r >= rank) return;
+    float *to = out + (size_t)row * rank + r;
+    if (rank % 2 == 0) {
+        *reinterpret_cast<float2 *>(to) = make_float2(first, second);
+    } else {
+        to[0] = first;
+        if (r + 1 < rank) to[1] = second;
+    }
+}
+
 // `down`: wide and the sums over tokens are held [rank, features], as A is.
 template <typename T, bool over_features, bool over_tokens, bool down>
 __device__ void pass(const LoraPass &pass) {
@@ -147,7 +160,7 @@ __device__ void pass(const LoraPass &pass) {
     uint32_t feature_begin = blockIdx.y * pass.block_features;
     int height = (min(pass.block_tokens, tokens - token_begin) + TOKENS - 1) / TOKENS;
     uint32_t width = (min(pass.block_features, features - feature_begin) + FEATURES - 1) / FEATURES;
-    bool dropped = side.dropout.probability > 0;
+    bool dropped = down && side.dropout.probability > 0;  // of X alone
     float kept = dropped ? side.dropout.kept : 1.0f;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
@@ -215,12 +228,16 @@ __device__ void pass(const LoraPass &pass) {
 #pragma unroll
             for (int n = 0; n < N; ++n)
 #pragma unroll
-                for (int k = 0; k < 4; ++k) {
-                    uint32_t feature = feature0 + warp * 16 + lane / 4 + k / 2 * 8;
-                    uint32_t r = rank0 + n * 8 + lane % 4 * 2 + k % 2;
-                    if (feature < features && r < rank)
-                        out[down ? (size_t)r * features + feature : (size_t)feature * rank + r] =
-                            kept * column_sums[n][k];
+                for (int half = 0; half < 2; ++half) {
+                    uint32_t feature = feature0 + warp * 16 + lane / 4 + half * 8;
+                    uint32_t r = rank0 + n * 8 + lane % 4 * 2;
+                    float first = kept * column_sums[n][2 * half], second = kept * column_sums[n][2 * half + 1];
+                    if (!down) {
+                        store_pair(out, features, rank, feature, r, first, second);
+                    } else if (feature < features) {
+                        if (r < rank) out[(size_t)r * features + feature] = first;
+                        if (r + 1 < rank) out[(size_t)(r + 1) * features + feature] = second;
+                    }
                 }
         }
     }
@@ -248,11 +265,13 @@ __device__ void pass(const LoraPass &pass) {
 #pragma unroll
                 for (int n = 0; n < N; ++n)
 #pragma unroll
-                    for (int k = 0; k < 4; ++k) {
-                        uint32_t token = token_begin + row * TOKENS + warp * 16 + lane / 4 + k / 2 * 8;
-                        uint32_t r = rank0 + n * 8 + lane % 4 * 2 + k % 2;
-                        if (row < height && token < tokens && r < rank)
-                            out[(size_t)token * rank + r] = kept * (row_sums[row][n][k] + halves[place(row, n, k)]);
+                    for (int half = 0; half < 2; ++half) {
+                        uint32_t token = token_begin + row * TOKENS + warp * 16 + lane / 4 + half * 8;
+                        float first = row_sums[row][n][2 * half] + halves[place(row, n, 2 * half)];
+                        float second = row_sums[row][n][2 * half + 1] + halves[place(row, n, 2 * half + 1)];
+                        if (row < height)
+                            store_pair(out, tokens, rank, token, rank0 + n * 8 + lane % 4 * 2, kept * first,
+                                       kept * second);
                     }
         }
     }

@@ -1,8 +1,8 @@
-//! Launches `product_f32.cu` and `product_16bit.cu`: the products with the frozen weight, the update in the
-//! same tile.
+//! Launches `product_f32.cu`, `product_16bit.cu` and `skinny_16bit.cu`: the products with the frozen weight, the
+//! update in the same tile.
 
-use crate::abi::{LORA_MAX_GROUP, LORA_THREADS, LoraProduct, LoraTerm};
-use crate::gemm::{ByTile, by_tile};
+use crate::abi::{LORA_MAX_GROUP, LORA_SKINNY_OUTS, LORA_THREADS, LoraProduct, LoraTerm};
+use crate::gemm::{ByTile, are_aligned, by_tile};
 use crate::launch::{GRID_X, GRID_YZ, blocks};
 use crate::modules::{self, Kernel};
 use crate::{Element, Kernels, LaunchError};
@@ -51,7 +51,10 @@ pub(super) fn forward(
         }
         _ => {
             let aligned = are_aligned(&[term.left, term.right, y], &[term.depth, cols]);
-            FORWARD.choose(kernels, element, rows, cols, aligned)?
+            match aligned && rows <= 16 {
+                true => choose_skinny(kernels, element, rows, cols)?,
+                false => FORWARD.choose(kernels, "x", element, rows, cols, aligned)?,
+            }
         }
     };
     launch(kernels, function, config, rows, cols, &[term], &[bias, y])
@@ -81,17 +84,10 @@ pub(super) fn dx(
             let aligned = terms
                 .iter()
                 .all(|term| are_aligned(&[term.left, term.right, dx], &[term.depth, cols]));
-            DX.choose(kernels, element, rows, cols, aligned)?
+            DX.choose(kernels, "x", element, rows, cols, aligned)?
         }
     };
     launch(kernels, function, config, rows, cols, terms, &[dx])
-}
-
-/// Whether matrices of 16-bit elements at these addresses, with rows of these lengths, are whole chunks
-/// of 16 bytes at multiples of 16.
-fn are_aligned(addresses: &[u64], lengths: &[u32]) -> bool {
-    addresses.iter().all(|address| address.is_multiple_of(16))
-        && lengths.iter().all(|length| length.is_multiple_of(8))
 }
 
 /// The kernel, of those for tiles of 64 and of 128, for a result of `rows x cols`, and the grid that covers it.
@@ -110,6 +106,31 @@ fn choose_f32(
         grid_dim: (
             blocks("features", cols.into(), edge, GRID_X)?,
             blocks("tokens", rows.into(), edge, GRID_YZ)?,
+            1,
+        ),
+        block_dim: (LORA_THREADS, 1, 1),
+        shared_mem_bytes: 0,
+    };
+    Ok((kernels.function(kernel)?, config))
+}
+
+/// The kernel for a result of at most 16 rows.
+fn choose_skinny(
+    kernels: &Kernels,
+    element: Element,
+    rows: u32,
+    cols: u32,
+) -> Result<(CudaFunction, LaunchConfig), LaunchError> {
+    let kernel = match (element, rows <= 8) {
+        (Element::F16, true) => &modules::LORA_LINEAR_SKINNY_F16_8,
+        (Element::F16, false) => &modules::LORA_LINEAR_SKINNY_F16_16,
+        (_, true) => &modules::LORA_LINEAR_SKINNY_BF16_8,
+        (_, false) => &modules::LORA_LINEAR_SKINNY_BF16_16,
+    };
+    let config = LaunchConfig {
+        grid_dim: (
+            blocks("features", cols.into(), LORA_SKINNY_OUTS.into(), GRID_X)?,
+            1,
             1,
         ),
         block_dim: (LORA_THREADS, 1, 1),

@@ -29,12 +29,14 @@ fn run<T: Counting>(device: &Device, operation: &str, shape: Option<&[u64]>) -> 
         _ if is("forward") && operation.ends_with("large") => [1024, 256, 3072, 16],
         _ if is("dx") && operation.ends_with("large") => [1024, 3072, 256, 16],
         _ if operation.ends_with("unaligned") => [256, 250, 250, 16],
+        _ if is("skinny") && operation.ends_with("_8") => [8, 1024, 1024, 16],
+        _ if is("skinny") => [16, 1024, 1024, 16],
         _ if (is("h_") || is("da_")) && !operation.ends_with("f32") => [2048, 2048, 128, 16],
         _ if is("dh_") && !operation.ends_with("f32") => [2048, 128, 2048, 16],
         _ => [256, 256, 256, 16],
     };
     let shape = extents(shape, own)?;
-    match is("forward") || is("h_") || is("sum") {
+    match is("forward") || is("skinny") || is("h_") || is("sum") {
         true => run_forward::<T>(device, shape)?,
         false => run_backward::<T>(device, shape, !is("dh_") || is("dh_db"))?,
     }

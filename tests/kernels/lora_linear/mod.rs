@@ -42,6 +42,10 @@ pub const KERNELS: &[&str] = &[
     "lora_linear_h_bf16",
     "lora_linear_h_f16",
     "lora_linear_h_f32",
+    "lora_linear_skinny_bf16_16",
+    "lora_linear_skinny_bf16_8",
+    "lora_linear_skinny_f16_16",
+    "lora_linear_skinny_f16_8",
     "lora_linear_sum",
 ];
 
@@ -152,6 +156,18 @@ proptest! {
     #[test]
     fn agrees_in_f16(case in case()) {
         agrees::<f16>(&case)?;
+    }
+
+    /// Generation: whole chunks of 16 bytes and few tokens.
+    #[test]
+    fn agrees_for_few_tokens(mut case in case(), tokens in 1usize..=16) {
+        case.tokens = tokens;
+        case.in_features = case.in_features.next_multiple_of(8);
+        for layer in &mut case.layers {
+            layer.out_features = layer.out_features.next_multiple_of(8);
+        }
+        agrees::<f16>(&case)?;
+        agrees::<bf16>(&case)?;
     }
 
     #[test]

@@ -108,18 +108,22 @@ fn kept(dropout: Option<Dropout>, count: usize) -> Vec<f64> {
     let Some(dropout) = dropout else {
         return vec![1.0; count];
     };
-    let factor = |index: usize| {
+    let kept_factor = 1.0 / (1.0 - f64::from(dropout.probability));
+    let group = |group: usize| {
         let words = philox(
             [dropout.seed as u32, (dropout.seed >> 32) as u32],
-            [(index / 4) as u32, 0, dropout.stream, dropout.step],
+            [group as u32, 0, dropout.stream, dropout.step],
         );
-        let uniform = (words[index % 4] >> 8) as f32 / 16_777_216.0;
-        match uniform >= dropout.probability {
-            true => 1.0 / (1.0 - f64::from(dropout.probability)),
-            false => 0.0,
-        }
+        words.map(|word| {
+            let uniform = (word >> 8) as f32 / 16_777_216.0;
+            if uniform >= dropout.probability {
+                kept_factor
+            } else {
+                0.0
+            }
+        })
     };
-    (0..count).map(factor).collect()
+    (0..count.div_ceil(4)).flat_map(group).take(count).collect()
 }
 
 /// Philox4x32-10.
