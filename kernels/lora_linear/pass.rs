@@ -59,7 +59,7 @@ impl Split {
 
     /// Halves the blocks until there are enough of them, or they are single tiles.
     fn fill_a_gpu(&mut self) {
-        const MANY_BLOCKS: u64 = 128;
+        const MANY_BLOCKS: u64 = 256;
         let (tile_tokens, tile_features) = (
             u64::from(LORA_PASS_TILE_TOKENS),
             u64::from(LORA_PASS_TILE_FEATURES),

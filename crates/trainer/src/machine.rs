@@ -1,11 +1,11 @@
 //! The device that `--device` names, and the precision on it.
 
-use fuselora_tensor::{DType, Device};
+use fuselora_tensor::Device;
 
 use crate::cli::{DeviceArg, DtypeArg, MachineArgs};
 use crate::mistake;
 
-/// The precision where none is asked for, on every device: not every kernel of a step has a 16-bit version yet.
+/// The precision where none is asked for, on every device: the one that PEFT's numbers are compared in.
 pub const USUAL_DTYPE: DtypeArg = DtypeArg::F32;
 
 /// Where and in which precision to compute.
@@ -20,17 +20,13 @@ impl Machine {
     /// Opens the device.
     ///
     /// # Errors
-    /// As [`open_device`], and where the device has no kernels for the precision.
+    /// As [`open_device`].
     pub fn open(arguments: &MachineArgs) -> anyhow::Result<Machine> {
         let device = open_device(arguments.device)?;
-        let dtype = arguments.dtype.unwrap_or(USUAL_DTYPE);
-        if !device.is_cpu() && dtype != DtypeArg::F32 {
-            return Err(mistake!(
-                "--dtype {} on {device}: whole models run there in f32 only so far; leave --dtype out",
-                DType::from(dtype)
-            ));
-        }
-        Ok(Machine { device, dtype })
+        Ok(Machine {
+            device,
+            dtype: arguments.dtype.unwrap_or(USUAL_DTYPE),
+        })
     }
 }
 

@@ -159,6 +159,15 @@ const F32: Bounds = Bounds {
     gradients: 1e-4,
 };
 
+/// Weights, activations and their gradients keep eight bits of every number, and sums of some dozen of them
+/// follow one another: a few times 2^-8.
+#[cfg(feature = "cuda")]
+const BF16: Bounds = Bounds {
+    logits: 3e-2,
+    loss: 3e-3,
+    gradients: 6e-2,
+};
+
 impl Case {
     fn check_logits(&self, bounds: &Bounds) {
         let batch = self.batch(0..1);
@@ -254,9 +263,11 @@ fn the_kernels_agree() {
     };
     ptxsim_driver::select("h100").unwrap();
     let device = Device::cuda(0).unwrap();
-    let case = Case::load_on(&device, DType::F32, folder, "adapter-initial");
-    case.check_logits(&F32);
-    case.check_first_gradients(false, &F32);
+    for (dtype, bounds) in [(DType::F32, F32), (DType::BF16, BF16)] {
+        let case = Case::load_on(&device, dtype, folder.clone(), "adapter-initial");
+        case.check_logits(&bounds);
+        case.check_first_gradients(false, &bounds);
+    }
 }
 
 #[test]
