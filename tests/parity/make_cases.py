@@ -7,8 +7,9 @@ Each folder has `base/`, `adapter-initial/`, `adapter-trained/`, `train.jsonl`, 
 """
 import json, pathlib, shutil, sys
 import numpy as np, torch, transformers, peft
+from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 HERE = pathlib.Path(__file__).parent
 VOCAB, STEPS, BATCH, LR, SEED = 64, 5, 4, 3e-3, 42
@@ -34,6 +35,8 @@ def lora(**options):
     return {**dict(r=4, lora_alpha=8, target_modules=LINEAR), **options}
 
 
+# PEFT merges into a matrix that head and embedding share; ours parts them, so that each gets its own.
+TIED = dict(shared_matrix=True)
 GPT2 = dict(target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
 CASES = {
     "llama3-rope": (llama(**rope(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
@@ -46,6 +49,24 @@ CASES = {
     "gpt2-dora": (gpt2(), lora(**GPT2, use_dora=True)),
     "dora-dropout": (llama(), lora(use_dora=True, lora_dropout=0.25), dict(length=12)),
     "layers-pattern": (llama(), lora(layers_to_transform=[1], layers_pattern="layers")),
+    "bias-lora-only": (Qwen2Config(**SIZES), lora(target_modules=["q_proj", "o_proj", "up_proj"], bias="lora_only")),
+    "gpt2-bias-all": (gpt2(), lora(target_modules=["c_attn", "mlp.c_proj"], fan_in_fan_out=True, bias="all")),
+    "bias-dora-dropout": (Qwen2Config(**SIZES), lora(bias="all", use_dora=True, lora_dropout=0.25), dict(length=12)),
+    "lora-bias": (llama(attention_bias=True, mlp_bias=True), lora(target_modules=["q_proj", "v_proj", "up_proj"], bias="lora_only", lora_bias=True)),
+    "modules-to-save": (llama(), lora(target_modules=["q_proj", "v_proj"], modules_to_save=["norm", "embed_tokens", "lm_head", "0.mlp"])),
+    "modules-to-save-tied": (Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True), lora(target_modules=["q_proj", "v_proj"], modules_to_save=["lm_head", "k_norm"]), TIED),
+    "gpt2-modules-to-save": (gpt2(), lora(target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=["wte", "wpe", "ln_f"]), TIED),
+    "lora-embedding": (llama(), lora(target_modules=["q_proj", "embed_tokens", "lm_head"], use_rslora=True)),
+    "lora-embedding-tied": (Qwen2Config(**SIZES, tie_word_embeddings=True), lora(target_modules=["v_proj", "embed_tokens"]), TIED),
+    "lora-head-tied": (Qwen2Config(**SIZES, tie_word_embeddings=True), lora(target_modules=["v_proj", "lm_head"]), TIED),
+    "gpt2-lora-embedding": (gpt2(), lora(target_modules=["c_attn", "wte", "wpe"], fan_in_fan_out=True), TIED),
+    "trainable-tokens": (llama(), lora(target_modules=["q_proj", "v_proj"], trainable_token_indices={"embed_tokens": [3, 7, 11], "lm_head": [5, 7]})),
+    "trainable-tokens-tied": (Qwen2Config(**SIZES, tie_word_embeddings=True), lora(target_modules=["q_proj", "v_proj"], trainable_token_indices=[2, 3, 5, 8, 13])),
+    "pissa": (llama(), lora(init_lora_weights="pissa", rank_pattern={"down_proj": 6})),
+    "gpt2-pissa": (gpt2(), lora(**GPT2, init_lora_weights="pissa")),
+    "olora": (llama(), lora(init_lora_weights="olora")),
+    "loraplus": (Qwen2Config(**SIZES), lora(target_modules=["q_proj", "down_proj", "embed_tokens"], bias="lora_only", use_dora=False,
+                 modules_to_save=["model.norm"]), dict(loraplus=dict(loraplus_lr_ratio=8.0, loraplus_lr_embedding=1e-3, loraplus_weight_decay=0.1))),
 }
 
 
@@ -114,7 +135,8 @@ def make(name, config, options, extra={}):
     wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path="../base", **options))
     with torch.no_grad():
         for parameter_name, parameter in wrapped.named_parameters():
-            if parameter.requires_grad and any(part in parameter_name for part in ("lora_B", "lora_embedding_A", "magnitude")):
+            fresh = any(part in parameter_name for part in ("lora_B", "lora_embedding_A", "magnitude"))
+            if parameter.requires_grad and fresh and "init_lora_weights" not in options:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     wrapped.peft_config["default"].base_model_name_or_path = "../base"
     step = [0]
@@ -129,6 +151,8 @@ def make(name, config, options, extra={}):
 
     trained = {n: p for n, p in wrapped.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=LR, weight_decay=0.0)
+    if "loraplus" in extra:
+        optimizer = create_loraplus_optimizer(wrapped, torch.optim.AdamW, lr=LR, **extra["loraplus"])
     wrapped.train()
     steps, gradients = [], {}
     for index in range(STEPS):
@@ -157,11 +181,12 @@ def make(name, config, options, extra={}):
     shared = lambda tensors: {k: v.detach().clone().contiguous() for k, v in tensors.items()}
     save_file(shared(logits), folder / "expected-logits.safetensors")
     save_file(shared(gradients), folder / "expected-first-gradients.safetensors")
-    merged = wrapped.merge_and_unload()
-    save_file(shared({k: v for k, v in merged.state_dict().items()}), folder / "expected-merged.safetensors")
+    if "shared_matrix" not in extra:
+        merged = wrapped.merge_and_unload()
+        save_file(shared({k: v for k, v in merged.state_dict().items()}), folder / "expected-merged.safetensors")
     expected = dict(made_by=f"transformers {transformers.__version__} + PEFT {peft.__version__} + torch {torch.__version__}, float32, CPU",
                     batch_size=BATCH, gradient_accumulation=1, greedy_generate=dict(prompt=prompt, tokens=tokens), steps=steps,
-                    optimizer=dict(name="AdamW", lr=LR, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.0, max_grad_norm=None))
+                    optimizer=dict(name="AdamW", lr=LR, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.0, max_grad_norm=None, **extra.get("loraplus", {})))
     (folder / "expected.json").write_text(json.dumps(expected, indent=1))
 
 

@@ -31,6 +31,18 @@ impl Weight {
         tensor.size_in_bytes()
     }
 
+    /// The elements where each is stored by itself.
+    pub fn dense(&self) -> Option<&Tensor> {
+        let Weight::Dense(tensor) = self;
+        Some(tensor)
+    }
+
+    /// The same, to change.
+    pub fn dense_mut(&mut self) -> Option<&mut Tensor> {
+        let Weight::Dense(tensor) = self;
+        Some(tensor)
+    }
+
     /// All elements, decoded, on the host.
     ///
     /// # Errors

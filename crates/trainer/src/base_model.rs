@@ -65,8 +65,8 @@ impl BaseModel {
     pub fn adapter(&self, folder: &Path) -> anyhow::Result<Lora> {
         let device = self.model.device();
         let _holding = device.hold(Purpose::Adapter);
-        let adapter = Adapter::read(folder, self.model.linears(), device)?;
-        Ok(Lora::bind(adapter, self.model.linears())?)
+        let adapter = Adapter::read(folder, self.model.modules(), device)?;
+        Ok(Lora::bind(adapter, self.model.modules())?)
     }
 
     /// Reads the rows of a JSONL file as `rows` says; `end_text` as in [`Encoding`].

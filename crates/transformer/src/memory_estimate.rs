@@ -25,6 +25,8 @@ pub struct TrainingShape {
     pub weight_bytes: usize,
     /// Bytes of an element of the activations: 4 on the CPU, elsewhere as the frozen matrices.
     pub activation_bytes: usize,
+    /// Parameters that are trained beside the updates.
+    pub whole_parameters: usize,
     /// Whether blocks keep only their input.
     pub gradient_checkpointing: bool,
 }
@@ -60,7 +62,8 @@ impl MemoryEstimate {
             * shape.weight_bytes as u64
             + (2 * layers + 1) * hidden * f32_bytes;
 
-        let parameters: u64 = targets.iter().map(|t| t.parameter_count() as u64).sum();
+        let updates: u64 = targets.iter().map(|t| t.parameter_count() as u64).sum();
+        let parameters = updates + shape.whole_parameters as u64;
         // DoRA keeps each output before its magnitudes too.
         let directions: u64 = targets
             .iter()

@@ -8,8 +8,12 @@ use std::{
 
 use fuselora_tensor::Device;
 use fuselora_transformer::{
-    adapter::{Adapter, AdapterConfig, InitLoraWeights, LinearModule, ModuleSelector},
+    adapter::{
+        Adapter, AdapterConfig, InitLoraWeights, Module, ModuleKind, ModuleSelector, TrainedBiases,
+        TrainedTokens,
+    },
     checkpoint::Checkpoint,
+    families, model,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -24,35 +28,26 @@ fn parity() -> Option<PathBuf> {
     Some(folder)
 }
 
-/// The matrices of a checkpoint, but for embeddings.
-fn linear_modules(base: &Path, transposed: bool) -> Vec<LinearModule> {
-    let checkpoint = Checkpoint::open(base).unwrap();
-    checkpoint
-        .tensor_names()
-        .filter_map(|name| {
-            let module = name.strip_suffix(".weight")?;
-            let shape = &checkpoint.info(name).unwrap().shape;
-            let embedding = ["embed_tokens", "wte", "wpe"]
-                .iter()
-                .any(|part| module.ends_with(part));
-            match *shape.as_slice() {
-                _ if embedding => None,
-                // GPT-2 stores its matrices transposed, and its checkpoint leaves out the wrapper's name.
-                [rows, columns] if transposed => {
-                    Some(module_of(&format!("transformer.{module}"), rows, columns))
-                }
-                [rows, columns] => Some(module_of(module, columns, rows)),
-                _ => None,
-            }
-        })
-        .collect()
+/// Cases of this repository.
+fn own_cases() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity")
 }
 
-fn module_of(name: &str, in_features: usize, out_features: usize) -> LinearModule {
-    LinearModule {
+/// The modules of a checkpoint.
+fn modules_of(base: &Path) -> Vec<Module> {
+    let checkpoint = Checkpoint::open(base).unwrap();
+    let (family, config) = families::read_config(checkpoint.config()).unwrap();
+    model::modules(family, &config)
+}
+
+fn module_of(name: &str, in_features: usize, out_features: usize) -> Module {
+    Module {
         name: name.to_owned(),
+        kind: ModuleKind::Linear,
         in_features,
         out_features,
+        bias: false,
+        tied: false,
     }
 }
 
@@ -62,29 +57,37 @@ fn read_json(path: &Path) -> Value {
 
 #[test]
 fn pefts_adapters_are_read_and_written_to_the_byte() {
-    let Some(parity) = parity() else { return };
-    for case in [
-        "llama-lora",
-        "llama-rslora-qv",
-        "llama-clip-decay",
-        "llama-dora",
-        "qwen2-patterns",
-        "gpt2-lora",
-    ] {
-        let linear = linear_modules(&parity.join(case).join("base"), case.starts_with("gpt2"));
+    let shared = parity().into_iter().flat_map(|parity| {
+        let cases = [
+            "llama-lora",
+            "llama-rslora-qv",
+            "llama-clip-decay",
+            "llama-dora",
+            "qwen2-patterns",
+            "gpt2-lora",
+        ];
+        cases.map(|case| parity.join(case))
+    });
+    let own = fs::read_dir(own_cases())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir());
+    for case in shared.chain(own) {
+        let modules = modules_of(&case.join("base"));
         for adapter in ["adapter-initial", "adapter-trained"] {
-            let folder = parity.join(case).join(adapter);
-            let read = Adapter::read(&folder, &linear, &Device::cpu()).unwrap();
+            let folder = case.join(adapter);
+            let read = Adapter::read(&folder, &modules, &Device::cpu()).unwrap();
             let out = tempfile::tempdir().unwrap();
             read.write(out.path()).unwrap();
             for file in ["adapter_model.safetensors", "adapter_config.json"] {
                 let (ours, pefts) = (out.path().join(file), folder.join(file));
                 if file.ends_with("json") {
-                    assert_eq!(read_json(&ours), read_json(&pefts), "{case}");
+                    assert_eq!(read_json(&ours), read_json(&pefts), "{}", case.display());
                 } else {
                     assert!(
                         fs::read(&ours).unwrap() == fs::read(&pefts).unwrap(),
-                        "{case}: {file} differs"
+                        "{}: {file} differs",
+                        case.display()
                     );
                 }
             }
@@ -96,7 +99,7 @@ fn pefts_adapters_are_read_and_written_to_the_byte() {
 fn scaling_is_pefts() {
     let Some(parity) = parity() else { return };
     let scalings = |case: &str, module: &str| {
-        let linear = linear_modules(&parity.join(case).join("base"), false);
+        let linear = modules_of(&parity.join(case).join("base"));
         let adapter = Adapter::read(
             &parity.join(case).join("adapter-trained"),
             &linear,
@@ -132,7 +135,7 @@ fn scaling_is_pefts() {
     );
 }
 
-fn two_layers() -> Vec<LinearModule> {
+fn two_layers() -> Vec<Module> {
     let mut linear = Vec::new();
     for layer in 0..2 {
         for (part, in_features, out_features) in [
@@ -269,14 +272,97 @@ fn what_fits_nothing_is_an_error_that_says_what_would() {
     );
 }
 
+/// What a configuration on the tied model `lora-head-tied`, or another case, is refused for.
+fn refused(case: &str, change: impl FnOnce(&mut AdapterConfig)) -> String {
+    let modules = modules_of(&own_cases().join(case).join("base"));
+    let mut some = config(names(&["v_proj"]));
+    if case.starts_with("gpt2") {
+        some.target_modules = names(&["c_attn"]);
+    }
+    change(&mut some);
+    let refused = some.resolve(&modules).err().expect("a refusal");
+    refused.to_string()
+}
+
+#[test]
+fn what_peft_refuses_or_does_nothing_for_is_refused_by_key() {
+    let list = |list: &[&str]| {
+        list.iter()
+            .map(|name| (*name).to_owned())
+            .collect::<Vec<_>>()
+    };
+    let said = refused("trainable-tokens", |c| c.bias = TrainedBiases::All);
+    assert!(said.contains("`bias` \"all\" finds no bias"), "{said}");
+    let said = refused("trainable-tokens", |c| c.modules_to_save = list(&["score"]));
+    assert!(
+        said.contains("`modules_to_save` \"score\" fits no module"),
+        "{said}"
+    );
+    // By the plain end of a path, the norms' too.
+    let said = refused("trainable-tokens", |c| {
+        c.modules_to_save = list(&["proj"]);
+        c.target_modules = ModuleSelector::AllLinear;
+    });
+    assert!(
+        said.contains("has an update and is in `modules_to_save`"),
+        "{said}"
+    );
+    let said = refused("gpt2-bias-all", |c| c.modules_to_save = list(&["mlp.c_fc"]));
+    assert!(said.contains("GPT-2's Conv1D"), "{said}");
+    let said = refused("gpt2-bias-all", |c| {
+        c.modules_to_save = list(&["ln_f"]);
+        c.bias = TrainedBiases::All;
+    });
+    assert!(said.contains("PEFT keeps two of it"), "{said}");
+    let said = refused("trainable-tokens", |c| {
+        c.target_modules = names(&["embed_tokens"]);
+        c.use_dora = true;
+    });
+    assert!(said.contains("DoRA on an embedding"), "{said}");
+    let said = refused("trainable-tokens", |c| {
+        c.target_modules = names(&["embed_tokens"]);
+        c.lora_bias = true;
+    });
+    assert!(said.contains("`lora_bias` is not for embeddings"), "{said}");
+    let tokens = |of: &str, indices: &[u32]| {
+        let of = of.to_owned();
+        let indices = indices.to_vec();
+        move |c: &mut AdapterConfig| {
+            c.trainable_token_indices = TrainedTokens::ByModule(vec![(of, indices)]);
+        }
+    };
+    let said = refused("trainable-tokens", tokens("embed_tokens", &[3, 64]));
+    assert!(
+        said.contains("there are 64 tokens, so none is 64"),
+        "{said}"
+    );
+    let said = refused("trainable-tokens", tokens("embed_tokens", &[3, 3]));
+    assert!(said.contains("3 stands in it twice"), "{said}");
+    let said = refused("trainable-tokens", tokens("o_proj", &[3]));
+    assert!(
+        said.contains("no embedding and not the output head"),
+        "{said}"
+    );
+    let said = refused("trainable-tokens", tokens("wte", &[3]));
+    assert!(
+        said.contains("`trainable_token_indices` \"wte\" fits no module"),
+        "{said}"
+    );
+    let said = refused("trainable-tokens", |c| {
+        c.trainable_token_indices = TrainedTokens::Embedding(vec![1]);
+        c.modules_to_save = list(&["embed_tokens"]);
+    });
+    assert!(said.contains("PEFT does one of them"), "{said}");
+}
+
 #[test]
 fn fresh_weights_follow_pefts_rule() {
     let device = Device::cpu();
     let linear = [module_of("a", 400, 30), module_of("b", 400, 30)];
-    let fresh = |init: InitLoraWeights, linear: &[LinearModule], seed: u64| {
+    let fresh = |init: InitLoraWeights, linear: &[Module], seed: u64| {
         let mut config = AdapterConfig::new(25, 8.0, ModuleSelector::AllLinear);
         config.init_lora_weights = init;
-        let adapter = Adapter::new(config, linear, &device, seed, |_| None).unwrap();
+        let adapter = Adapter::new(config, linear, &device, seed, None).unwrap();
         let lora = &adapter.modules["b"];
         assert_eq!(
             (&lora.a.shape()[..], &lora.b.shape()[..]),
@@ -324,14 +410,8 @@ fn fresh_weights_follow_pefts_rule() {
         "other modules do not matter"
     );
     assert_ne!(first, fresh(InitLoraWeights::KaimingUniform, &linear, 2).0);
-    let same_shape = Adapter::new(
-        config(ModuleSelector::AllLinear),
-        &linear,
-        &device,
-        1,
-        |_| None,
-    )
-    .unwrap();
+    let same_shape =
+        Adapter::new(config(ModuleSelector::AllLinear), &linear, &device, 1, None).unwrap();
     assert_ne!(
         same_shape.modules["a"].a.to_f32_vec().unwrap(),
         same_shape.modules["b"].a.to_f32_vec().unwrap()
@@ -381,11 +461,12 @@ fn configurations_that_make_no_sense_are_refused_by_key() {
         ("layers_pattern", json!("layers")),
         ("init_lora_weights", json!("pissa")),
         ("use_rslora", json!(1)),
-        ("bias", json!("lora_only")),
-        ("modules_to_save", json!(["lm_head"])),
+        ("bias", json!("some")),
+        ("modules_to_save", json!([1])),
         ("use_dora", json!("yes")),
-        ("lora_bias", json!(true)),
-        ("trainable_token_indices", json!([1])),
+        ("lora_bias", json!("yes")),
+        ("trainable_token_indices", json!([-1])),
+        ("trainable_token_indices", json!({ "embed_tokens": 1 })),
         ("target_parameters", json!(["w"])),
         ("layer_replication", json!([[0, 1]])),
         ("loftq_config", json!({ "loftq_bits": 4 })),
@@ -408,14 +489,14 @@ fn written() -> tempfile::TempDir {
         &two_layers(),
         &Device::cpu(),
         5,
-        |_| None,
+        None,
     )
     .unwrap();
     adapter.write(folder.path()).unwrap();
     folder
 }
 
-fn refusal(folder: &Path, linear: &[LinearModule]) -> String {
+fn refusal(folder: &Path, linear: &[Module]) -> String {
     Adapter::read(folder, linear, &Device::cpu())
         .err()
         .expect("a refusal")

@@ -9,6 +9,7 @@ use fuselora_transformer::checkpoint::Checkpoint;
 use fuselora_transformer::generate::{GenerateOptions, generate};
 use fuselora_transformer::lora::{DropoutSeed, Lora, LoraGradients, Pass};
 use fuselora_transformer::memory_estimate::{MemoryEstimate, TrainingShape};
+use fuselora_transformer::merge::merge_adapter;
 use fuselora_transformer::model::{Model, TrainingOptions};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -24,7 +25,7 @@ const CASES: [&str; 6] = [
 ];
 
 /// Cases of this repository: families, and options of adapters.
-const OWN_CASES: [&str; 8] = [
+const OWN_CASES: [&str; 21] = [
     "llama3-rope",
     "linear-rope",
     "dynamic-rope",
@@ -33,6 +34,19 @@ const OWN_CASES: [&str; 8] = [
     "gpt2-dora",
     "dora-dropout",
     "layers-pattern",
+    "bias-lora-only",
+    "gpt2-bias-all",
+    "bias-dora-dropout",
+    "lora-bias",
+    "modules-to-save",
+    "modules-to-save-tied",
+    "gpt2-modules-to-save",
+    "lora-embedding",
+    "lora-embedding-tied",
+    "lora-head-tied",
+    "gpt2-lora-embedding",
+    "trainable-tokens",
+    "trainable-tokens-tied",
 ];
 
 /// The folders of all cases that are there.
@@ -69,8 +83,8 @@ impl Case {
     fn load_on(device: &Device, dtype: DType, folder: PathBuf, adapter: &str) -> Case {
         let checkpoint = Checkpoint::open(folder.join("base")).unwrap();
         let model = Model::load(&checkpoint, device, dtype).unwrap();
-        let adapter = Adapter::read(&folder.join(adapter), model.linears(), device).unwrap();
-        let lora = Lora::bind(adapter, model.linears()).unwrap();
+        let adapter = Adapter::read(&folder.join(adapter), model.modules(), device).unwrap();
+        let lora = Lora::bind(adapter, model.modules()).unwrap();
         let text = std::fs::read_to_string(folder.join("train.jsonl")).unwrap();
         let rows = text
             .lines()
@@ -298,6 +312,42 @@ fn greedy_generation_with_the_cache_agrees() {
 }
 
 #[test]
+fn merged_checkpoints_agree() {
+    for folder in cases() {
+        let merged = tempfile::tempdir().unwrap();
+        let base = Checkpoint::open(folder.join("base")).unwrap();
+        let case = Case::load(folder, "adapter-trained");
+        let path = case.folder.join("adapter-trained");
+        let adapter = Adapter::read(&path, case.model.modules(), &Device::cpu()).unwrap();
+        merge_adapter(&base, &adapter, merged.path(), None).unwrap();
+
+        let merged = Checkpoint::open(merged.path()).unwrap();
+        let model = Model::load(&merged, &Device::cpu(), DType::F32).unwrap();
+        let logits = model.logits(&case.batch(0..1), &Pass::default()).unwrap();
+        let want = case.expected_tensor("expected-logits.safetensors", "trained_logits_probe");
+        let error = relative_error(&logits.to_f32_vec().unwrap(), &want);
+        assert!(error < 1e-5, "{}: {error:e}", case.folder.display());
+
+        let file = "expected-merged.safetensors";
+        if !case.folder.join(file).exists() {
+            continue; // The script says why.
+        }
+        let mut compared = 0;
+        for name in merged.tensor_names() {
+            let got = merged.load(name, &Device::cpu(), DType::F32).unwrap();
+            let full = ["", "transformer."].map(|base| format!("{base}{name}"));
+            let want = full.iter().find_map(|name| case.find_expected(file, name));
+            // Some of the files hold the adapted weights alone.
+            let Some(want) = want else { continue };
+            compared += 1;
+            let error = relative_error(&got.to_f32_vec().unwrap(), &want);
+            assert!(error < 1e-6, "{}: {name}: {error:e}", case.folder.display());
+        }
+        assert!(compared >= case.lora.module_count(), "{compared} compared");
+    }
+}
+
+#[test]
 fn training_takes_the_memory_that_was_estimated() {
     for folder in CASES.into_iter().filter_map(case) {
         let case = Case::load(folder, "adapter-initial");
@@ -320,9 +370,10 @@ fn training_takes_the_memory_that_was_estimated() {
                 .forward_backward(&batch, &pass, &mut gradients, 1.0, options, &mut loss)
                 .unwrap();
             let taken = device.memory().peak - before;
-            let targets = case.lora.config().resolve(case.model.linears()).unwrap();
+            let targets = case.lora.config().resolve(case.model.modules()).unwrap();
             let shape = TrainingShape {
                 tokens,
+                whole_parameters: 0,
                 weight_bytes: 4,
                 activation_bytes: 4,
                 gradient_checkpointing,

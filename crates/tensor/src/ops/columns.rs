@@ -1,6 +1,6 @@
 //! Column blocks of a matrix: the parts of a fused projection, such as GPT-2's queries, keys and values.
 
-use crate::{DType, Error, Result, Tensor, parallel};
+use crate::{DType, Error, Result, Tensor, check, parallel};
 use rayon::prelude::*;
 
 /// `x [rows, Σ widths]` F32 as one contiguous tensor `[rows, width]` per width.
@@ -38,6 +38,29 @@ pub fn split<const N: usize>(x: &Tensor, widths: [usize; N]) -> Result<[Tensor; 
     parts
         .try_into()
         .map_err(|_| Error::Argument("x: a block is missing".into()))
+}
+
+/// Single columns of `x [rows, columns]` F32: `y[i][j] = x[i][ids[j]]`, with `ids [n]` U32, `y [rows, n]`.
+///
+/// # Errors
+/// When an id is no column, and on data types and devices that do not fit.
+pub fn take(x: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    let (rows, columns) = x.matrix("x", "[rows, columns]")?;
+    let n = ids.vector("ids", "[n]")?;
+    ids.check_device("ids", x.device())?;
+    check::indices("ids", ids, columns)?;
+    let (source, ids) = (x.f32("x")?, ids.u32("ids")?);
+    let mut y = Tensor::empty(x.device(), [rows, n], DType::F32)?;
+    let rows = y
+        .as_f32_mut()?
+        .chunks_exact_mut(n.max(1))
+        .zip(source.chunks_exact(columns.max(1)));
+    for (y, row) in rows {
+        for (y, &id) in y.iter_mut().zip(ids) {
+            *y = row[id as usize];
+        }
+    }
+    Ok(y)
 }
 
 /// The inverse of [`split`]: `parts [rows, width]` F32 side by side.

@@ -11,6 +11,8 @@ pub mod gather;
 pub mod gelu;
 pub mod kv_cache;
 pub mod layer_norm;
+pub mod linear_gradients;
+pub mod lora_embedding;
 pub mod lora_linear;
 pub mod optimizer;
 pub mod rms_norm;

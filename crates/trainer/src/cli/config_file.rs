@@ -206,6 +206,9 @@ mod tests {
             "--seed=9223372036854775807",
             "--gradient-checkpointing",
             "--eval-steps=2",
+            "--bias=lora_only",
+            "--modules-to-save=norm,lm_head",
+            "--trainable-token-indices=embed_tokens=5,7;lm_head=7",
         ];
         let config = train("", &flags).unwrap();
         assert_eq!(train(&config.to_toml().unwrap(), &[]).unwrap(), config);

@@ -16,7 +16,7 @@ pub use inspect::InspectArgs;
 pub use model::{ConvertArgs, MergeArgs};
 pub use run::{EvalArgs, GenerateArgs, LogitsArgs};
 pub use train::{LoraArgs, OptimizationArgs, TrainConfig};
-pub use values::{DeviceArg, DtypeArg};
+pub use values::{BiasArg, DeviceArg, DtypeArg, TokensArg};
 
 use crate::data::FieldNames;
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     MachineArgs, RowArgs,
-    values::{count, not_negative, positive, share, steps},
+    values::{BiasArg, TokensArg, count, not_negative, positive, share, steps},
 };
 use crate::{
     mistake,
@@ -101,6 +101,19 @@ pub struct LoraArgs {
     /// all-linear, names such as q_proj,v_proj, or a regex
     #[arg(long, value_name = "NAMES", default_value = "all-linear")]
     pub target_modules: String,
+    /// Biases to train: none, all, or lora_only, those of targets
+    #[arg(long, hide_short_help = true, value_name = "WHICH", hide_possible_values = true, value_enum, default_value_t = BiasArg::None)]
+    pub bias: BiasArg,
+    /// Give lora_B a bias
+    #[arg(long, hide_short_help = true, value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = false,
+        default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_default_value = true)]
+    pub lora_bias: bool,
+    /// Modules to train whole, such as lm_head,embed_tokens
+    #[arg(long, hide_short_help = true, value_name = "NAMES")]
+    pub modules_to_save: Option<String>,
+    /// Embedding rows to train: 5,7 or embed_tokens=5,7;lm_head=7
+    #[arg(long, hide_short_help = true, value_name = "IDS")]
+    pub trainable_token_indices: Option<TokensArg>,
 }
 
 /// AdamW, its schedule, and the order of rows.

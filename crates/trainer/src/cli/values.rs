@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use fuselora_transformer::adapter::{TrainedBiases, TrainedTokens};
 use serde::{Serialize, Serializer};
 
 /// A device as named on the command line.
@@ -65,6 +66,85 @@ pub enum DtypeArg {
     /// 16 bits, 5 of them exponent.
     #[value(alias = "float16", help = None::<&str>)]
     F16,
+}
+
+/// Which biases are trained, as PEFT's `bias` names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum BiasArg {
+    /// None.
+    #[value(help = None::<&str>)]
+    None,
+    /// Every one.
+    #[value(help = None::<&str>)]
+    All,
+    /// Those of adapted modules.
+    #[value(help = None::<&str>)]
+    LoraOnly,
+}
+
+impl From<BiasArg> for TrainedBiases {
+    fn from(bias: BiasArg) -> TrainedBiases {
+        match bias {
+            BiasArg::None => TrainedBiases::None,
+            BiasArg::All => TrainedBiases::All,
+            BiasArg::LoraOnly => TrainedBiases::LoraOnly,
+        }
+    }
+}
+
+/// Tokens whose rows are trained: `5,7`, or `embed_tokens=5,7;lm_head=7`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokensArg(pub TrainedTokens);
+
+impl FromStr for TokensArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<TokensArg, String> {
+        let wrong =
+            || "it must be token ids such as 5,7, or embed_tokens=5,7;lm_head=7".to_string();
+        let ids = |text: &str| -> Result<Vec<u32>, String> {
+            let ids = text
+                .split(',')
+                .map(|id| id.trim().parse().map_err(|_| wrong()));
+            ids.collect()
+        };
+        if !text.contains('=') {
+            return Ok(TokensArg(TrainedTokens::Embedding(ids(text)?)));
+        }
+        let of_module = |part: &str| {
+            let (module, list) = part.split_once('=').ok_or_else(wrong)?;
+            Ok((module.trim().to_owned(), ids(list)?))
+        };
+        let all = text
+            .split(';')
+            .map(of_module)
+            .collect::<Result<_, String>>()?;
+        Ok(TokensArg(TrainedTokens::ByModule(all)))
+    }
+}
+
+impl fmt::Display for TokensArg {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        let list = |ids: &[u32]| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+        match &self.0 {
+            TrainedTokens::None => Ok(()),
+            TrainedTokens::Embedding(ids) => formatter.write_str(&list(ids)),
+            TrainedTokens::ByModule(all) => {
+                let all = all
+                    .iter()
+                    .map(|(module, ids)| format!("{module}={}", list(ids)));
+                formatter.write_str(&all.collect::<Vec<_>>().join(";"))
+            }
+        }
+    }
+}
+
+impl Serialize for TokensArg {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// A probability or share: 0 to below 1.

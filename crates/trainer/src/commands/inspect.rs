@@ -26,9 +26,9 @@ pub fn run(arguments: &InspectArgs) -> anyhow::Result<()> {
     if let Some(path) = &arguments.model {
         let checkpoint = Checkpoint::open(path)?;
         let (family, decoder) = families::read_config(checkpoint.config())?;
-        let linears = model::linear_modules(family, &decoder);
+        let modules = model::modules(family, &decoder);
         if let Some(folder) = &arguments.adapter {
-            Adapter::read(folder, &linears, &Device::cpu())?;
+            Adapter::read(folder, &modules, &Device::cpu())?;
         }
         let mut parameters = 0u64;
         for name in checkpoint.tensor_names() {
@@ -55,8 +55,10 @@ pub fn run(arguments: &InspectArgs) -> anyhow::Result<()> {
                 "tie_word_embeddings": decoder.tie_word_embeddings,
             }),
         );
-        let targets = config.resolve(&linears)?;
-        let trained: u64 = targets.iter().map(|t| t.parameter_count() as u64).sum();
+        let targets = config.resolve(&modules)?;
+        let whole = config.whole_parameter_count(&modules, &targets)?;
+        let updates: u64 = targets.iter().map(|t| t.parameter_count() as u64).sum();
+        let trained = updates + whole as u64;
         let on_cpu = match arguments.device {
             DeviceArg::Cpu => true,
             DeviceArg::Cuda(_) | DeviceArg::Sim => false,
@@ -66,6 +68,7 @@ pub fn run(arguments: &InspectArgs) -> anyhow::Result<()> {
         let activations = if on_cpu { DType::F32 } else { dtype };
         let shape = TrainingShape {
             tokens: arguments.batch_size * arguments.max_seq_length,
+            whole_parameters: whole,
             weight_bytes: dtype.size_in_bytes(),
             activation_bytes: activations.size_in_bytes(),
             gradient_checkpointing: arguments.gradient_checkpointing,
@@ -109,6 +112,10 @@ fn describe_adapter(config: &AdapterConfig) -> Value {
         "use_rslora",
         "use_dora",
         "target_modules",
+        "bias",
+        "lora_bias",
+        "modules_to_save",
+        "trainable_token_indices",
         "rank_pattern",
         "alpha_pattern",
         "base_model_name_or_path",

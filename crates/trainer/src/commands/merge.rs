@@ -13,8 +13,8 @@ pub fn run(arguments: &MergeArgs) -> anyhow::Result<()> {
     let device = open_device(arguments.device)?;
     let checkpoint = Checkpoint::open(&arguments.model)?;
     let (family, config) = families::read_config(checkpoint.config())?;
-    let linears = model::linear_modules(family, &config);
-    let adapter = Adapter::read(&arguments.adapter, &linears, &device)?;
+    let modules = model::modules(family, &config);
+    let adapter = Adapter::read(&arguments.adapter, &modules, &device)?;
     merge_adapter(
         &checkpoint,
         &adapter,

@@ -6,7 +6,7 @@ use fuselora_transformer::lora::Lora;
 
 use super::saved_state;
 use crate::base_model::BaseModel;
-use crate::cli::{LoraArgs, TrainConfig};
+use crate::cli::{LoraArgs, TokensArg, TrainConfig};
 
 /// The saved one when resuming, the one that `--adapter` names, or a new one.
 ///
@@ -23,9 +23,8 @@ pub fn start(config: &TrainConfig, base: &BaseModel) -> anyhow::Result<Lora> {
     peft.base_model_name_or_path = Some(config.model()?.display().to_string());
     let (model, seed) = (&base.model, config.optimization.seed);
     let _holding = model.device().hold(Purpose::Adapter);
-    let weight = |module: &str| model.weight(module);
-    let adapter = Adapter::new(peft, model.linears(), model.device(), seed, weight)?;
-    Ok(Lora::bind(adapter, model.linears())?)
+    let adapter = Adapter::new(peft, model.modules(), model.device(), seed, Some(model))?;
+    Ok(Lora::bind(adapter, model.modules())?)
 }
 
 /// PEFT's configuration of the adapter that the flags describe.
@@ -38,6 +37,12 @@ pub fn peft_config(arguments: &LoraArgs) -> AdapterConfig {
     peft.dropout = arguments.lora_dropout as f32;
     peft.use_rslora = arguments.use_rslora;
     peft.use_dora = arguments.use_dora;
+    peft.bias = arguments.bias.into();
+    peft.lora_bias = arguments.lora_bias;
+    peft.modules_to_save = names(arguments.modules_to_save.as_deref().unwrap_or_default());
+    if let Some(TokensArg(tokens)) = &arguments.trainable_token_indices {
+        peft.trainable_token_indices = tokens.clone();
+    }
     peft
 }
 
@@ -47,18 +52,20 @@ fn selector(text: &str) -> ModuleSelector {
         name.chars()
             .all(|c| c.is_alphanumeric() || "_-.".contains(c))
     };
-    let names: Vec<&str> = text
-        .split(',')
-        .map(str::trim)
-        .filter(|name| !name.is_empty())
-        .collect();
+    let names = names(text);
     if text == "all-linear" {
         ModuleSelector::AllLinear
     } else if !names.is_empty() && names.iter().all(|name| is_name(name)) {
-        ModuleSelector::Names(names.into_iter().map(str::to_owned).collect())
+        ModuleSelector::Names(names)
     } else {
         ModuleSelector::Regex(text.to_owned())
     }
+}
+
+fn names(list: &str) -> Vec<String> {
+    let names = list.split(',').map(str::trim);
+    let names = names.filter(|name| !name.is_empty());
+    names.map(str::to_owned).collect()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use fuselora_tensor::Tensor;
+use fuselora_transformer::adapter::Module;
 use fuselora_transformer::lora::{DropoutSeed, Lora, LoraGradients, Pass};
 use fuselora_transformer::model::TrainingOptions;
 use fuselora_transformer::{Error, atomic_file};
@@ -160,9 +161,9 @@ impl<'a> Run<'a> {
 
         let total: usize = base
             .model
-            .linears()
+            .modules()
             .iter()
-            .map(|l| l.in_features * l.out_features)
+            .map(Module::parameter_count)
             .sum();
         let trained = lora.parameter_count();
         let share = 100.0 * trained as f64 / (total + trained) as f64;

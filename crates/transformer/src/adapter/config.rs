@@ -1,8 +1,11 @@
 //! `adapter_config.json`: PEFT's `LoraConfig`, key for key.
 
+mod keys;
+
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use keys::{Keys, is_neutral, number, shortest};
 
 /// PEFT's `LoraConfig` for what is supported here. Every other key is kept as it was read and written back.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +32,14 @@ pub struct AdapterConfig {
     pub rank_pattern: Vec<(String, usize)>,
     /// Alphas in the same way.
     pub alpha_pattern: Vec<(String, f64)>,
+    /// Which biases are trained, in place of the base model's.
+    pub bias: TrainedBiases,
+    /// Whether B has a bias, which is scaled as the update is.
+    pub lora_bias: bool,
+    /// Ends of the paths of modules that are trained and saved whole.
+    pub modules_to_save: Vec<String>,
+    /// Tokens whose rows of the embedding are trained.
+    pub trainable_token_indices: TrainedTokens,
     /// How fresh weights are drawn.
     pub init_lora_weights: InitLoraWeights,
     /// The base model, as the user named it.
@@ -54,6 +65,54 @@ impl ModuleSelector {
             ModuleSelector::AllLinear => json!("all-linear"),
             ModuleSelector::Names(names) => json!(names),
             ModuleSelector::Regex(pattern) => json!(pattern),
+        }
+    }
+}
+
+/// Which biases of the base model are trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrainedBiases {
+    /// None of them.
+    None,
+    /// Every one of the model's.
+    All,
+    /// Those of adapted modules.
+    LoraOnly,
+}
+
+impl TrainedBiases {
+    /// PEFT's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            TrainedBiases::None => "none",
+            TrainedBiases::All => "all",
+            TrainedBiases::LoraOnly => "lora_only",
+        }
+    }
+}
+
+/// Tokens whose rows are trained, in place of the frozen ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TrainedTokens {
+    /// None.
+    None,
+    /// Of the token embedding, and of a head that shares its table.
+    Embedding(Vec<u32>),
+    /// Of the modules whose paths end in these names.
+    ByModule(Vec<(String, Vec<u32>)>),
+}
+
+impl TrainedTokens {
+    fn to_json(&self) -> Value {
+        match self {
+            TrainedTokens::None => Value::Null,
+            TrainedTokens::Embedding(indices) => json!(indices),
+            TrainedTokens::ByModule(all) => {
+                let entries = all
+                    .iter()
+                    .map(|(module, indices)| (module.clone(), json!(indices)));
+                Value::Object(entries.collect())
+            }
         }
     }
 }
@@ -87,7 +146,7 @@ fn defaults() -> Value {
 }
 
 /// Keys that change what an adapter computes or holds, in ways that are not supported.
-const UNSUPPORTED: [(&str, &str); 19] = [
+const UNSUPPORTED: [(&str, &str); 15] = [
     (
         "alora_invocation_tokens",
         "activating an adapter by invocation tokens (aLoRA) is not supported",
@@ -96,7 +155,6 @@ const UNSUPPORTED: [(&str, &str); 19] = [
         "arrow_config",
         "routing between adapters (Arrow) is not supported",
     ),
-    ("bias", "training biases is not supported; only \"none\" is"),
     ("corda_config", "CorDA initialisation is not supported"),
     (
         "ensure_weight_tying",
@@ -106,21 +164,12 @@ const UNSUPPORTED: [(&str, &str); 19] = [
     ("kasa_config", "KaSA is not supported"),
     ("layer_replication", "replicating layers is not supported"),
     ("loftq_config", "LoftQ initialisation is not supported"),
-    ("lora_bias", "a bias in lora_B is not supported"),
     ("lora_ga_config", "LoRA-GA initialisation is not supported"),
     ("megatron_config", "Megatron layers are not supported"),
-    (
-        "modules_to_save",
-        "training whole modules beside the adapter is not supported",
-    ),
     ("monteclora_config", "Monteclora is not supported"),
     (
         "target_parameters",
         "adapting parameters that are not linear modules is not supported",
-    ),
-    (
-        "trainable_token_indices",
-        "training single token embeddings is not supported",
     ),
     ("use_bdlora", "block-diagonal LoRA is not supported"),
     ("use_qalora", "QALoRA is not supported"),
@@ -142,6 +191,10 @@ impl AdapterConfig {
             layers_pattern: Vec::new(),
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
+            bias: TrainedBiases::None,
+            lora_bias: false,
+            modules_to_save: Vec::new(),
+            trainable_token_indices: TrainedTokens::None,
             init_lora_weights: InitLoraWeights::KaimingUniform,
             base_model_name_or_path: None,
             keys: Map::new(),
@@ -187,6 +240,10 @@ impl AdapterConfig {
             layers_pattern: reader.strings("layers_pattern")?.unwrap_or_default(),
             rank_pattern: reader.pattern("rank_pattern", |value| reader.rank("rank_pattern", value))?,
             alpha_pattern: reader.pattern("alpha_pattern", |value| reader.number("alpha_pattern", value))?,
+            bias: reader.biases()?,
+            lora_bias: reader.bool("lora_bias")?,
+            modules_to_save: reader.strings("modules_to_save")?.unwrap_or_default(),
+            trainable_token_indices: reader.tokens()?,
             init_lora_weights: reader.init()?,
             base_model_name_or_path: reader.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned),
             keys,
@@ -214,6 +271,9 @@ impl AdapterConfig {
                 "`lora_alpha` is {}; it must be a number",
                 self.alpha
             )));
+        }
+        if self.lora_bias && self.use_dora {
+            return Err(Error::adapter("`lora_bias` is not for DoRA"));
         }
         let by_layer = self.layers_to_transform.is_some() || !self.layers_pattern.is_empty();
         if by_layer && !matches!(self.target_modules, ModuleSelector::Names(_)) {
@@ -252,10 +312,10 @@ impl AdapterConfig {
             ("layers_to_transform", json!(self.layers_to_transform)),
             (
                 "layers_pattern",
-                if self.layers_pattern.is_empty() {
-                    Value::Null
-                } else {
-                    json!(self.layers_pattern)
+                match &self.layers_pattern[..] {
+                    [] => Value::Null,
+                    [one] => json!(one),
+                    several => json!(several),
                 },
             ),
             (
@@ -275,6 +335,20 @@ impl AdapterConfig {
                         .map(|(key, a)| (key.clone(), number(*a)))
                         .collect(),
                 ),
+            ),
+            ("bias", json!(self.bias.name())),
+            ("lora_bias", json!(self.lora_bias)),
+            (
+                "modules_to_save",
+                if self.modules_to_save.is_empty() {
+                    Value::Null
+                } else {
+                    json!(self.modules_to_save)
+                },
+            ),
+            (
+                "trainable_token_indices",
+                self.trainable_token_indices.to_json(),
             ),
             (
                 "init_lora_weights",
@@ -296,138 +370,5 @@ impl AdapterConfig {
         }
         json.sort_keys();
         Value::Object(json)
-    }
-}
-
-/// A whole number without a decimal point, as PEFT has it.
-fn number(value: f64) -> Value {
-    if value.fract() == 0.0 && value.abs() < 1e15 {
-        json!(value as i64)
-    } else {
-        json!(value)
-    }
-}
-
-/// The f64 with the fewest digits that is this f32: 0.05, not 0.05000000074505806.
-fn shortest(value: f32) -> f64 {
-    value.to_string().parse().unwrap_or(f64::from(value))
-}
-
-/// What PEFT takes as "not asked for".
-fn is_neutral(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        _ => false,
-    }
-}
-
-/// Typed access to the keys, with errors that name the key.
-struct Keys<'a>(&'a Map<String, Value>);
-
-impl<'a> Keys<'a> {
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.0.get(key).filter(|value| !value.is_null())
-    }
-
-    fn bad(key: &str, value: &Value, wanted: &str) -> Error {
-        Error::adapter(format!("`{key}` is {value}; it must be {wanted}"))
-    }
-
-    fn rank(&self, key: &str, value: &Value) -> Result<usize> {
-        // No matrix has a rank beyond this, and products of it with any width cannot overflow.
-        let rank = value.as_u64().filter(|rank| (1..=1 << 20).contains(rank));
-        rank.map(|rank| rank as usize)
-            .ok_or_else(|| Self::bad(key, value, "a positive integer"))
-    }
-
-    fn number(&self, key: &str, value: &Value) -> Result<f64> {
-        value
-            .as_f64()
-            .filter(|number| number.is_finite())
-            .ok_or_else(|| Self::bad(key, value, "a number"))
-    }
-
-    fn bool(&self, key: &str) -> Result<bool> {
-        self.get(key).map_or(Ok(false), |value| {
-            value
-                .as_bool()
-                .ok_or_else(|| Self::bad(key, value, "true or false"))
-        })
-    }
-
-    fn strings(&self, key: &str) -> Result<Option<Vec<String>>> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        let strings = match value {
-            Value::String(one) => Some(vec![one.clone()]),
-            Value::Array(list) => list
-                .iter()
-                .map(|item| item.as_str().map(str::to_owned))
-                .collect(),
-            _ => None,
-        };
-        strings
-            .map(Some)
-            .ok_or_else(|| Self::bad(key, value, "a string or a list of strings"))
-    }
-
-    fn selector(&self, key: &str) -> Result<Option<ModuleSelector>> {
-        Ok(match self.get(key) {
-            Some(Value::String(all))
-                if key == "target_modules" && all.eq_ignore_ascii_case("all-linear") =>
-            {
-                Some(ModuleSelector::AllLinear)
-            }
-            Some(Value::String(pattern)) => Some(ModuleSelector::Regex(pattern.clone())),
-            _ => self.strings(key)?.map(ModuleSelector::Names),
-        })
-    }
-
-    fn indices(&self, key: &str) -> Result<Option<Vec<usize>>> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        let index = |value: &Value| value.as_u64().map(|index| index as usize);
-        let indices = match value {
-            Value::Array(list) => list.iter().map(index).collect(),
-            one => index(one).map(|index| vec![index]),
-        };
-        let indices: Vec<usize> =
-            indices.ok_or_else(|| Self::bad(key, value, "an index or a list of indices"))?;
-        // As in PEFT, an empty list is no restriction.
-        Ok(Some(indices).filter(|indices| !indices.is_empty()))
-    }
-
-    fn pattern<T>(
-        &self,
-        key: &str,
-        parse: impl Fn(&Value) -> Result<T>,
-    ) -> Result<Vec<(String, T)>> {
-        match self.get(key) {
-            None => Ok(Vec::new()),
-            Some(Value::Object(map)) => map
-                .iter()
-                .map(|(pattern, value)| Ok((pattern.clone(), parse(value)?)))
-                .collect(),
-            Some(value) => Err(Self::bad(key, value, "an object from patterns to numbers")),
-        }
-    }
-
-    fn init(&self) -> Result<InitLoraWeights> {
-        match self.get("init_lora_weights") {
-            None | Some(Value::Bool(true)) => Ok(InitLoraWeights::KaimingUniform),
-            Some(Value::Bool(false)) => Ok(InitLoraWeights::RandomBoth),
-            Some(Value::String(name)) if name.eq_ignore_ascii_case("gaussian") => {
-                Ok(InitLoraWeights::Gaussian)
-            }
-            Some(value) => Err(Self::bad(
-                "init_lora_weights",
-                value,
-                "true, false or \"gaussian\"; other initialisations are not supported",
-            )),
-        }
     }
 }

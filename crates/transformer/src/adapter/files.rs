@@ -1,24 +1,38 @@
 //! An adapter's folder.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+};
 
-use fuselora_tensor::Device;
+use fuselora_tensor::{Device, Tensor, Weight};
 
-use super::{Adapter, AdapterConfig, DTYPE, LinearModule, LoraWeights};
+use super::trained::{self, Parts, TokenRows, Trained};
+use super::{Adapter, AdapterConfig, DTYPE, LoraWeights, Module, ModuleKind};
 use crate::{
     atomic_file,
-    checkpoint::{TensorSpec, read_json, safetensors, write_json, write_safetensors},
+    checkpoint::{StoredTensor, TensorSpec, read_json, safetensors, write_json, write_safetensors},
     error::{Error, Result},
+    families::OUTPUT_HEAD,
 };
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 
-const A: &str = "lora_A.weight";
-const B: &str = "lora_B.weight";
-const MAGNITUDE: &str = "lora_magnitude_vector";
-/// What PEFT names the tensors of [`LoraWeights::tensors`].
-pub(super) const PARTS: [&str; 3] = [A, B, MAGNITUDE];
+pub(super) const MAGNITUDE: &str = "lora_magnitude_vector";
+pub(super) const BIAS: &str = "lora_B.bias";
+/// The frozen table of an embedding or a head, which PEFT saves beside its update.
+const BASE: &str = "base_layer.weight";
+
+/// What PEFT names A and B.
+pub(super) fn pair(embedding: bool) -> [&'static str; 2] {
+    if embedding {
+        ["lora_embedding_A", "lora_embedding_B"]
+    } else {
+        ["lora_A.weight", "lora_B.weight"]
+    }
+}
 
 impl AdapterConfig {
     /// Reads `adapter_config.json` of an adapter's folder.
@@ -45,13 +59,16 @@ impl AdapterConfig {
 }
 
 impl Adapter {
-    /// Reads an adapter for a model with these linear modules, from the folder that PEFT or [`Adapter::write`] wrote.
+    /// Reads an adapter for a model with these modules, from the folder that PEFT or [`Adapter::write`] wrote.
     ///
     /// # Errors
     /// When a file is missing or corrupt, or a tensor is missing, misshapen, or belongs to no adapted module.
-    pub fn read(folder: &Path, linear: &[LinearModule], device: &Device) -> Result<Adapter> {
+    pub fn read(folder: &Path, modules: &[Module], device: &Device) -> Result<Adapter> {
         let config = AdapterConfig::read(folder)?;
-        super::check_device(&config, device)?;
+        let targets = config
+            .targets(modules)
+            .map_err(|error| Error::file(folder.join(CONFIG), error.to_string()))?;
+        super::check_device(&config, &targets, device)?;
         let path = folder.join(WEIGHTS);
         if !path.is_file() {
             let bin = if folder.join("adapter_model.bin").exists() {
@@ -61,50 +78,70 @@ impl Adapter {
             };
             return Err(Error::file(folder, format!("holds no {WEIGHTS}{bin}")));
         }
-        let mut stored = safetensors::read(&path)?;
-        let mut modules = BTreeMap::new();
-        let targets = config
-            .targets(linear)
-            .map_err(|error| Error::file(folder.join(CONFIG), error.to_string()))?;
+        let mut stored = Stored {
+            tensors: safetensors::read(&path)?,
+            path: &path,
+            device,
+        };
+        let saves_embeddings = config.saves_embeddings(modules)?;
+        let mut updates = BTreeMap::new();
         for target in &targets {
-            let mut take = |part: &str, shape: &[usize]| {
-                let name = tensor_name(&target.module, part);
-                let bad = |message: String| Error::stored_tensor(&path, &name, message);
-                let tensor = stored
-                    .remove(&name)
-                    .ok_or_else(|| bad(format!("is missing; the base model and adapter_config.json want it with shape {shape:?}")))?;
-                if tensor.info().shape != shape {
-                    return Err(bad(format!(
-                        "has shape {:?}; the base model and adapter_config.json want {shape:?}",
-                        tensor.info().shape
-                    )));
-                }
-                tensor.load_owned(&name, device, DTYPE)
+            let module = &target.module;
+            let embedding = target.kind == ModuleKind::Embedding;
+            let [a, b] = pair(embedding).map(|part| tensor_name(module, part));
+            let mut vector = |part: &str, asked: bool| {
+                let name = tensor_name(module, part);
+                let take = || stored.take(&name, &[target.out_features]);
+                asked.then(take).transpose()
+            };
+            let magnitude = vector(MAGNITUDE, config.use_dora)?;
+            let bias = vector(BIAS, config.lora_bias)?;
+            let base = if saves_embeddings && super::is_vocabulary(modules, module) {
+                let shape = if embedding {
+                    [target.in_features, target.out_features]
+                } else {
+                    [target.out_features, target.in_features]
+                };
+                stored.take_as_stored(&tensor_name(module, BASE), &shape)?
+            } else {
+                None
             };
             let lora = LoraWeights {
-                a: take(A, &[target.rank, target.in_features])?,
-                b: take(B, &[target.out_features, target.rank])?,
+                a: stored.take(&a, &[target.rank, target.in_features])?,
+                b: stored.take(&b, &[target.out_features, target.rank])?,
                 scaling: target.scaling,
                 rank: target.rank,
-                magnitude: if config.use_dora {
-                    Some(take(MAGNITUDE, &[target.out_features])?)
-                } else {
-                    None
-                },
+                magnitude,
+                bias,
+                embedding,
+                base: base.map(Weight::Dense).map(Arc::new),
             };
-            modules.insert(target.module.clone(), lora);
+            updates.insert(module.clone(), lora);
         }
-        if let Some(name) = stored.keys().next() {
-            let fitting = targets
-                .first()
-                .map(|target| tensor_name(&target.module, A))
-                .unwrap_or_default();
+        let trained = config
+            .trained_parts(modules, &targets)?
+            .into_iter()
+            .map(|(module, parts)| {
+                let adapted = updates.contains_key(&module.name);
+                Ok((module.name.clone(), stored.trained(module, parts, adapted)?))
+            })
+            .collect::<Result<_>>()?;
+        if let Some(name) = stored.tensors.keys().next() {
+            let fitting = targets.first().map(|target| {
+                let [a, _] = pair(target.kind == ModuleKind::Embedding);
+                tensor_name(&target.module, a)
+            });
             let message = format!(
-                "belongs to no module that the base model has and adapter_config.json adapts; a name such as {fitting} would"
+                "belongs to no module that the base model has and adapter_config.json adapts; a name such as {} would",
+                fitting.unwrap_or_default()
             );
-            return Err(Error::stored_tensor(path, name, message));
+            return Err(Error::stored_tensor(&path, name, message));
         }
-        Ok(Adapter { config, modules })
+        Ok(Adapter {
+            config,
+            modules: updates,
+            trained,
+        })
     }
 
     /// Writes the adapter as PEFT does, into `folder`. An adapter that is there already is replaced as a
@@ -113,30 +150,109 @@ impl Adapter {
     /// # Errors
     /// When a file cannot be written; what was there before is then untouched.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let modules = self
-            .modules
-            .iter()
-            .map(|(module, lora)| (module.as_str(), lora));
-        write(folder, &self.config, modules)
+        let updates = self.modules.iter();
+        let updates = updates.map(|(module, lora)| (module.as_str(), lora));
+        let trained = self.trained.iter();
+        let trained = trained.map(|(module, trained)| (module.as_str(), trained));
+        write(folder, &self.config, updates, trained)
     }
 }
 
-/// Writes an adapter of these modules; see [`Adapter::write`].
+/// The tensors of an adapter's file that are not taken yet.
+struct Stored<'a> {
+    tensors: BTreeMap<String, StoredTensor>,
+    path: &'a Path,
+    device: &'a Device,
+}
+
+impl Stored<'_> {
+    /// A tensor that must be there, as f32.
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let tensor = self.remove(name, shape)?.ok_or_else(|| {
+            let message = format!(
+                "is missing; the base model and adapter_config.json want it with shape {shape:?}"
+            );
+            Error::stored_tensor(self.path, name, message)
+        })?;
+        tensor.load_owned(name, self.device, DTYPE)
+    }
+
+    /// A tensor that need not be there, in the type that it has.
+    fn take_as_stored(&mut self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+        let tensor = self.remove(name, shape)?;
+        let load = |tensor: StoredTensor| {
+            let dtype = tensor.info().dtype.float_dtype();
+            tensor.load_owned(name, self.device, dtype)
+        };
+        tensor.map(load).transpose()
+    }
+
+    fn remove(&mut self, name: &str, shape: &[usize]) -> Result<Option<StoredTensor>> {
+        let tensor = self.tensors.remove(name);
+        match &tensor {
+            Some(tensor) if tensor.info().shape != shape => {
+                let message = format!(
+                    "has shape {:?}; the base model and adapter_config.json want {shape:?}",
+                    tensor.info().shape
+                );
+                Err(Error::stored_tensor(self.path, name, message))
+            }
+            _ => Ok(tensor),
+        }
+    }
+
+    /// What is trained whole of a module.
+    fn trained(&mut self, module: &Module, parts: Parts, adapted: bool) -> Result<Trained> {
+        let name = &module.name;
+        let shape = module.weight_shape();
+        let mut trained = Trained::default();
+        if parts.weight {
+            let weight = self.take(&trained::weight_name(name), &shape)?;
+            trained.weight = Some(Weight::Dense(weight));
+        }
+        if parts.bias {
+            let bias = self.take(&trained::bias_name(name, adapted), &[module.out_features])?;
+            trained.bias = Some(bias);
+        }
+        if !parts.tokens.is_empty() {
+            let shape = [parts.tokens.len(), shape[1]];
+            trained.tokens = Some(TokenRows {
+                rows: self.take(&trained::tokens_name(name), &shape)?,
+                indices: parts.tokens,
+            });
+        }
+        Ok(trained)
+    }
+}
+
+/// Writes an adapter of these updates and parameters; see [`Adapter::write`].
 pub(crate) fn write<'a>(
     folder: &Path,
     config: &AdapterConfig,
-    modules: impl Iterator<Item = (&'a str, &'a LoraWeights)>,
+    updates: impl Iterator<Item = (&'a str, &'a LoraWeights)>,
+    trained: impl Iterator<Item = (&'a str, &'a Trained)>,
 ) -> Result<()> {
     let mut tensors = BTreeMap::new();
-    for (module, lora) in modules {
+    let mut adapted = BTreeSet::new();
+    for (module, lora) in updates {
         tensors.extend(lora.named_tensors(module));
+        let base = lora.base.as_ref().and_then(|base| base.dense());
+        if let Some(base) = base
+            && (lora.embedding || module == OUTPUT_HEAD)
+        {
+            tensors.insert(tensor_name(module, BASE), base);
+        }
+        adapted.insert(module);
+    }
+    for (module, trained) in trained {
+        tensors.extend(trained.named_tensors(module, adapted.contains(module)));
     }
     let specs: Vec<TensorSpec> = tensors
         .iter()
         .map(|(name, tensor)| TensorSpec {
             name: name.clone(),
             shape: tensor.shape().to_vec(),
-            dtype: DTYPE,
+            dtype: tensor.dtype(),
         })
         .collect();
     atomic_file::write_folder(

@@ -4,6 +4,7 @@ mod config;
 mod files;
 mod init;
 mod target;
+mod trained;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,20 +14,26 @@ use fuselora_tensor::{DType, Device, Tensor, Weight};
 
 pub(crate) use files::write;
 
-pub use config::{AdapterConfig, InitLoraWeights, ModuleSelector};
-pub use target::{LinearModule, Target};
+pub use config::{AdapterConfig, InitLoraWeights, ModuleSelector, TrainedBiases, TrainedTokens};
+pub use target::{Module, ModuleKind, Target};
+pub use trained::{TokenRows, Trained};
 
 use crate::error::{Error, Result};
+use crate::families::OUTPUT_HEAD;
+use crate::model::Model;
 
-/// A LoRA adapter: for each adapted linear module, a low-rank update of its weight.
+/// A LoRA adapter: for each adapted module, a low-rank update of its weight; and what is trained whole.
 pub struct Adapter {
     /// How it was made.
     pub config: AdapterConfig,
     /// The update of each module, by the module's path, such as `model.layers.0.self_attn.q_proj`.
     pub modules: BTreeMap<String, LoraWeights>,
+    /// What stands in place of modules' own parameters, by the same paths.
+    pub trained: BTreeMap<String, Trained>,
 }
 
-/// The low-rank update `scaling * B * A` of one module's weight `[out_features, in_features]`.
+/// The low-rank update `scaling * B * A` of one module's weight `[out_features, in_features]`; of an embedding's
+/// transposed table.
 pub struct LoraWeights {
     /// `lora_A`, `[rank, in_features]`, f32.
     pub a: Tensor,
@@ -38,24 +45,36 @@ pub struct LoraWeights {
     pub rank: usize,
     /// DoRA's `lora_magnitude_vector`, `[out_features]`, f32.
     pub magnitude: Option<Tensor>,
+    /// The bias of `lora_B`, `[out_features]`, f32; scaled as the update is.
+    pub bias: Option<Tensor>,
+    /// Whether the module is an embedding, of which PEFT names the tensors otherwise.
+    pub embedding: bool,
+    /// The frozen weight that the update is added to, where it need not be the model's own.
+    pub base: Option<Arc<Weight>>,
 }
 
 impl LoraWeights {
     /// Every tensor, in a fixed order.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        [&self.a, &self.b].into_iter().chain(&self.magnitude)
+        let vectors = self.magnitude.iter().chain(&self.bias);
+        [&self.a, &self.b].into_iter().chain(vectors)
     }
 
     /// The same, to change.
     pub fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
-        [&mut self.a, &mut self.b]
-            .into_iter()
-            .chain(&mut self.magnitude)
+        let vectors = self.magnitude.iter_mut().chain(&mut self.bias);
+        [&mut self.a, &mut self.b].into_iter().chain(vectors)
     }
 
     /// Every tensor with its name in PEFT's file, for the module at this path.
     pub fn named_tensors(&self, module: &str) -> impl Iterator<Item = (String, &Tensor)> {
-        let names = files::PARTS.map(|part| files::tensor_name(module, part));
+        let [a, b] = files::pair(self.embedding);
+        let vectors = [
+            self.magnitude.is_some().then_some(files::MAGNITUDE),
+            self.bias.is_some().then_some(files::BIAS),
+        ];
+        let parts = [a, b].into_iter().chain(vectors.into_iter().flatten());
+        let names: Vec<String> = parts.map(|part| files::tensor_name(module, part)).collect();
         names.into_iter().zip(self.tensors())
     }
 
@@ -65,75 +84,129 @@ impl LoraWeights {
         Ok(LoraWeights {
             a: zeros(&self.a)?,
             b: zeros(&self.b)?,
-            scaling: self.scaling,
-            rank: self.rank,
             magnitude: self.magnitude.as_ref().map(zeros).transpose()?,
+            bias: self.bias.as_ref().map(zeros).transpose()?,
+            base: None,
+            ..*self
         })
     }
 }
 
 impl Adapter {
-    /// A fresh adapter on a model with these linear modules, initialised as the configuration says.
+    /// A fresh adapter on a model with these modules, initialised as the configuration says.
     ///
     /// Each module draws from a random stream of its own, so its values depend on `seed` and its name alone.
-    /// `weight` gives the frozen weight of a module, for what starts from it: DoRA's magnitudes.
+    /// `model` gives what starts from its weights: DoRA's magnitudes, and whatever is trained whole.
     ///
     /// # Errors
     /// When a target matches no module, a weight that is needed is not there, or the device has no room or no
     /// kernels for the adapter.
     pub fn new(
         config: AdapterConfig,
-        linear: &[LinearModule],
+        modules: &[Module],
         device: &Device,
         seed: u64,
-        weight: impl Fn(&str) -> Option<Arc<Weight>>,
+        model: Option<&Model>,
     ) -> Result<Adapter> {
-        check_device(&config, device)?;
-        let mut modules = BTreeMap::new();
-        for target in config.resolve(linear)? {
-            let (a, b) = init::weights(config.init_lora_weights, &target, seed);
+        let targets = config.resolve(modules)?;
+        check_device(&config, &targets, device)?;
+        let weight = |module: &str| {
+            model.and_then(|model| model.weight(module)).ok_or_else(|| {
+                Error::adapter(format!(
+                    "the weight of `{module}` is needed, and is not there"
+                ))
+            })
+        };
+        let saves_embeddings = config.saves_embeddings(modules)?;
+        let mut updates = BTreeMap::new();
+        for target in &targets {
+            let (a, b) = init::weights(config.init_lora_weights, target, seed);
             let a = Tensor::from_f32(device, [target.rank, target.in_features], &a)?;
             let b = Tensor::from_f32(device, [target.out_features, target.rank], &b)?;
             let magnitude = if config.use_dora {
-                let weight = weight(&target.module).ok_or_else(|| {
-                    Error::adapter(format!("DoRA needs the weight of `{}`", target.module))
-                })?;
+                let weight = weight(&target.module)?;
                 Some(dora::weight_norm(&weight, &a, &b, target.scaling)?)
             } else {
                 None
             };
-            modules.insert(
-                target.module,
-                LoraWeights {
-                    a,
-                    b,
-                    scaling: target.scaling,
-                    rank: target.rank,
-                    magnitude,
-                },
-            );
+            let bias = config
+                .lora_bias
+                .then(|| Tensor::zeros(device, [target.out_features], DTYPE))
+                .transpose()?;
+            let saved = saves_embeddings && is_vocabulary(modules, &target.module);
+            let lora = LoraWeights {
+                a,
+                b,
+                scaling: target.scaling,
+                rank: target.rank,
+                magnitude,
+                bias,
+                embedding: target.kind == ModuleKind::Embedding,
+                base: saved.then(|| weight(&target.module)).transpose()?,
+            };
+            updates.insert(target.module.clone(), lora);
         }
-        Ok(Adapter { config, modules })
+        let trained = match model {
+            Some(model) => config.copy_trained(modules, &targets, model)?,
+            None => BTreeMap::new(),
+        };
+        Ok(Adapter {
+            config,
+            modules: updates,
+            trained,
+        })
+    }
+
+    /// Where its tensors are.
+    pub(crate) fn device(&self) -> Device {
+        let updates = self.modules.values().flat_map(LoraWeights::tensors);
+        let trained = self.trained.values().flat_map(Trained::tensors);
+        updates
+            .chain(trained)
+            .next()
+            .map_or_else(Device::cpu, |t| t.device().clone())
     }
 
     /// The number of trainable values.
     pub fn parameter_count(&self) -> usize {
-        self.modules
-            .values()
-            .flat_map(LoraWeights::tensors)
-            .map(Tensor::element_count)
-            .sum()
+        let updates = self.modules.values().flat_map(LoraWeights::tensors);
+        let trained = self.trained.values().flat_map(Trained::tensors);
+        updates.chain(trained).map(Tensor::element_count).sum()
     }
 }
 
 /// Checks that the device can run an adapter of this kind.
-fn check_device(config: &AdapterConfig, device: &Device) -> Result<()> {
-    if config.use_dora && !device.is_cpu() {
-        return Err(Error::adapter(format!(
-            "DoRA runs on the CPU only so far, not on {device}: use --device cpu"
-        )));
+fn check_device(config: &AdapterConfig, targets: &[Target], device: &Device) -> Result<()> {
+    let embedding = |target: &Target| target.kind == ModuleKind::Embedding;
+    let kinds = [
+        (config.use_dora, "DoRA"),
+        (
+            config.bias != TrainedBiases::None,
+            "training biases (`bias`)",
+        ),
+        (config.lora_bias, "`lora_bias`"),
+        (!config.modules_to_save.is_empty(), "`modules_to_save`"),
+        (
+            config.trainable_token_indices != TrainedTokens::None,
+            "`trainable_token_indices`",
+        ),
+        (
+            targets.iter().any(embedding),
+            "the low-rank update of an embedding",
+        ),
+    ];
+    match kinds.iter().find(|(asked, _)| *asked) {
+        Some((_, kind)) if !device.is_cpu() => Err(Error::adapter(format!(
+            "{kind} runs on the CPU only so far, not on {device}: use --device cpu"
+        ))),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Whether a module is the token embedding or the output head.
+fn is_vocabulary(modules: &[Module], name: &str) -> bool {
+    let embedding = trained::token_embedding(modules);
+    name == OUTPUT_HEAD || embedding.is_some_and(|module| module.name == name)
 }
 
 /// The data type of adapters in files, and here.

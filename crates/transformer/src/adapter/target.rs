@@ -6,16 +6,59 @@ use regex::Regex;
 
 use super::{AdapterConfig, ModuleSelector};
 use crate::error::{Error, Result};
+use crate::families::OUTPUT_HEAD;
 
-/// A linear module of a model that can be adapted.
+/// A module of a model that an adapter can change.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LinearModule {
+pub struct Module {
     /// Its path, such as `model.layers.0.self_attn.q_proj`.
     pub name: String,
-    /// Columns of its weight.
+    /// What it computes.
+    pub kind: ModuleKind,
+    /// What its input has: features, or the tokens that an embedding knows.
     pub in_features: usize,
-    /// Rows of its weight.
+    /// What its output has.
     pub out_features: usize,
+    /// Whether it has a bias.
+    pub bias: bool,
+    /// Whether its weight is the token embedding's table: a head that shares it.
+    pub tied: bool,
+}
+
+/// What a module computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModuleKind {
+    /// `x·Wᵀ + bias`, stored `[out_features, in_features]`.
+    Linear,
+    /// The same, stored `[in_features, out_features]`: GPT-2's.
+    Conv1d,
+    /// Rows of a table `[in_features, out_features]` by index.
+    Embedding,
+    /// A normalisation, with a weight `[out_features]`.
+    Norm,
+}
+
+impl Module {
+    /// The shape of its weight as the model holds it.
+    pub(crate) fn weight_shape(&self) -> Vec<usize> {
+        match self.kind {
+            ModuleKind::Linear | ModuleKind::Conv1d => vec![self.out_features, self.in_features],
+            ModuleKind::Embedding => vec![self.in_features, self.out_features],
+            ModuleKind::Norm => vec![self.out_features],
+        }
+    }
+
+    /// Number of its values in the model; none where it shares another's.
+    pub fn parameter_count(&self) -> usize {
+        let weight: usize = self.weight_shape().iter().product();
+        let bias = if self.bias { self.out_features } else { 0 };
+        if self.tied { 0 } else { weight + bias }
+    }
+
+    /// Whether a low-rank update fits.
+    fn takes_update(&self) -> bool {
+        self.kind != ModuleKind::Norm
+    }
 }
 
 /// A module that gets an update.
@@ -33,18 +76,19 @@ pub struct Target {
     pub scaling: f32,
     /// Whether magnitudes are trained too.
     pub use_dora: bool,
+    /// Whether B has a bias.
+    pub lora_bias: bool,
+    /// What the module computes.
+    pub kind: ModuleKind,
 }
 
 impl Target {
     /// Number of trained values.
     pub fn parameter_count(&self) -> usize {
-        let magnitude = if self.use_dora { self.out_features } else { 0 };
-        self.rank * (self.in_features + self.out_features) + magnitude
+        let vectors = usize::from(self.use_dora) + usize::from(self.lora_bias);
+        self.rank * (self.in_features + self.out_features) + vectors * self.out_features
     }
 }
-
-/// The output head, which `all-linear` leaves out.
-const OUTPUT_HEAD: &str = "lm_head";
 
 impl AdapterConfig {
     /// The modules that this configuration adapts, in the order of `linear`.
@@ -52,29 +96,31 @@ impl AdapterConfig {
     /// # Errors
     /// When a name, a pattern or a layer index fits no module (the error lists what would), or a regular
     /// expression is invalid.
-    pub fn resolve(&self, linear: &[LinearModule]) -> Result<Vec<Target>> {
+    pub fn resolve(&self, modules: &[Module]) -> Result<Vec<Target>> {
         if let ModuleSelector::Names(names) = &self.target_modules {
             for name in names {
-                if !linear.iter().any(|module| ends_in(&module.name, name)) {
+                let fits = |module: &Module| module.takes_update() && ends_in(&module.name, name);
+                if !modules.iter().any(fits) {
                     return Err(Error::adapter(format!(
                         "`target_modules` \"{name}\" fits no linear module; {}",
-                        what_fits(linear)
+                        what_fits(modules)
                     )));
                 }
             }
         }
-        let targets = self.targets(linear)?;
+        let targets = self.targets(modules)?;
         self.check_patterns(&targets)?;
+        self.check_trained(modules, &targets)?;
         Ok(targets)
     }
 
     /// As [`AdapterConfig::resolve`], but an entry may fit nothing as long as another does: PEFT wrote such
     /// adapters, and their tensors say what is meant.
-    pub(super) fn targets(&self, linear: &[LinearModule]) -> Result<Vec<Target>> {
+    pub(super) fn targets(&self, modules: &[Module]) -> Result<Vec<Target>> {
         self.check()?;
         let rank_pattern = suffix_patterns("rank_pattern", &self.rank_pattern)?;
         let alpha_pattern = suffix_patterns("alpha_pattern", &self.alpha_pattern)?;
-        let target = |module: &LinearModule| {
+        let target = |module: &Module| {
             let rank = first_match(&rank_pattern, &module.name).unwrap_or(self.rank);
             let alpha = first_match(&alpha_pattern, &module.name).unwrap_or(self.alpha);
             let divisor = if self.use_rslora {
@@ -89,9 +135,30 @@ impl AdapterConfig {
                 rank,
                 scaling: (alpha / divisor) as f32,
                 use_dora: self.use_dora,
+                lora_bias: self.lora_bias,
+                kind: module.kind,
             }
         };
-        Ok(self.select(linear)?.into_iter().map(target).collect())
+        let targets: Vec<Target> = self.select(modules)?.into_iter().map(target).collect();
+        for target in &targets {
+            self.check_target(target)?;
+        }
+        Ok(targets)
+    }
+
+    /// Fails where this module cannot have the update that is asked for.
+    fn check_target(&self, target: &Target) -> Result<()> {
+        if target.kind != ModuleKind::Embedding {
+            return Ok(());
+        }
+        let refused = if self.use_dora {
+            "DoRA on an embedding is not supported"
+        } else if self.lora_bias {
+            "`lora_bias` is not for embeddings"
+        } else {
+            return Ok(());
+        };
+        Err(Error::adapter(format!("`{}`: {refused}", target.module)))
     }
 
     /// Fails where a pattern fits no adapted module, or a layer's index is none: it would silently do nothing.
@@ -132,24 +199,26 @@ impl AdapterConfig {
         Ok(())
     }
 
-    fn select<'a>(&self, linear: &'a [LinearModule]) -> Result<Vec<&'a LinearModule>> {
-        let mut chosen: Vec<&LinearModule> = match &self.target_modules {
-            ModuleSelector::AllLinear => linear
-                .iter()
-                .filter(|module| module.name != OUTPUT_HEAD)
+    fn select<'a>(&self, modules: &'a [Module]) -> Result<Vec<&'a Module>> {
+        let updatable = modules.iter().filter(|module| module.takes_update());
+        let mut chosen: Vec<&Module> = match &self.target_modules {
+            ModuleSelector::AllLinear => updatable
+                .filter(|module| module.kind != ModuleKind::Embedding && module.name != OUTPUT_HEAD)
                 .collect(),
             ModuleSelector::Regex(pattern) => {
                 let regex = full_regex("target_modules", pattern)?;
-                linear
-                    .iter()
+                updatable
                     .filter(|module| regex.is_match(&module.name))
                     .collect()
             }
-            ModuleSelector::Names(names) => linear
-                .iter()
+            ModuleSelector::Names(names) => updatable
                 .filter(|module| names.iter().any(|name| ends_in(&module.name, name)))
                 .collect(),
         };
+        for name in &self.modules_to_save {
+            let regex = compile("modules_to_save", &format!(r"\A(?:|.*\.){name}(?:\z|\..*)"))?;
+            chosen.retain(|module| !regex.is_match(&module.name));
+        }
         if let Some(layers) = &self.layers_to_transform {
             let indices = self.layer_indices()?;
             chosen.retain(|module| {
@@ -175,7 +244,7 @@ impl AdapterConfig {
             };
             let message = format!(
                 "`target_modules` {asked}, less what is excluded, chooses no linear module; {}",
-                what_fits(linear)
+                what_fits(modules)
             );
             return Err(Error::adapter(message));
         }
@@ -236,7 +305,7 @@ fn layer_index(indices: &[Regex], module: &str) -> Option<usize> {
         .ok()
 }
 
-fn full_regex(key: &str, pattern: &str) -> Result<Regex> {
+pub(super) fn full_regex(key: &str, pattern: &str) -> Result<Regex> {
     compile(key, &format!(r"\A(?:{pattern})\z"))
 }
 
@@ -255,12 +324,13 @@ fn compile(key: &str, pattern: &str) -> Result<Regex> {
 }
 
 /// A sentence with the last parts of the modules' paths.
-fn what_fits(linear: &[LinearModule]) -> String {
+fn what_fits(modules: &[Module]) -> String {
     format!(
         "these would: {}",
         once_each(
-            linear
+            modules
                 .iter()
+                .filter(|module| module.takes_update())
                 .map(|module| last_part(&module.name))
                 .collect()
         )

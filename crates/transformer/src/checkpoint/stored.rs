@@ -47,6 +47,17 @@ pub enum StoredType {
     Ggml(GgmlType),
 }
 
+impl StoredType {
+    /// The float type that holds it without loss, or f32.
+    pub(crate) fn float_dtype(self) -> DType {
+        match self {
+            StoredType::F16 => DType::F16,
+            StoredType::BF16 => DType::BF16,
+            _ => DType::F32,
+        }
+    }
+}
+
 const SAFETENSORS_TYPES: [(&str, StoredType, usize); 13] = [
     ("BOOL", StoredType::Bool, 1),
     ("U8", StoredType::U8, 1),

@@ -169,8 +169,8 @@ impl Attention {
         let (mut q, mut k, normed) = match &self.qk_norm {
             None => (q, k, None),
             Some([q_norm, k_norm]) => {
-                let (q, saved_q) = self.norm_heads(q_norm, q)?;
-                let (k, saved_k) = self.norm_heads(k_norm, k)?;
+                let (q, saved_q) = self.norm_heads(q_norm, q, pass)?;
+                let (k, saved_k) = self.norm_heads(k_norm, k, pass)?;
                 (q, k, Some([saved_q, saved_k]))
             }
         };
@@ -199,18 +199,25 @@ impl Attention {
     }
 
     /// Normalises each head of `x [tokens, heads * head_dim]`.
-    fn norm_heads(&self, norm: &Norm, x: Tensor) -> Result<(Tensor, Normed)> {
+    fn norm_heads(&self, norm: &Norm, x: Tensor, pass: &Pass<'_>) -> Result<(Tensor, Normed)> {
         let shape = x.shape().clone();
         let x = self.by_head(x)?;
-        let (y, statistics) = norm.forward(&x)?;
+        let (y, statistics) = norm.forward(&x, pass)?;
         Ok((y.reshape(&shape)?, Normed { x, statistics }))
     }
 
-    fn norm_heads_backward(&self, norm: &Norm, dy: Tensor, normed: &Normed) -> Result<Tensor> {
+    fn norm_heads_backward(
+        &self,
+        norm: &Norm,
+        dy: Tensor,
+        normed: &Normed,
+        pass: &Pass<'_>,
+        gradients: &mut LoraGradients,
+    ) -> Result<Tensor> {
         let shape = dy.shape().clone();
         let dy = self.by_head(dy)?;
         let mut dx = Tensor::zeros(dy.device(), dy.shape(), dy.dtype())?;
-        norm.backward(&dy, &normed.x, &normed.statistics, &mut dx)?;
+        norm.backward(&dy, &normed.x, &normed.statistics, &mut dx, pass, gradients)?;
         Ok(dx.reshape(&shape)?)
     }
 
@@ -261,8 +268,8 @@ impl Attention {
             rope::apply_inverse(&mut dk, self.config.kv_heads, place.positions, table)?;
         }
         if let (Some([q_norm, k_norm]), Some([normed_q, normed_k])) = (&self.qk_norm, normed) {
-            dq = self.norm_heads_backward(q_norm, dq, normed_q)?;
-            dk = self.norm_heads_backward(k_norm, dk, normed_k)?;
+            dq = self.norm_heads_backward(q_norm, dq, normed_q, pass, gradients)?;
+            dk = self.norm_heads_backward(k_norm, dk, normed_k, pass, gradients)?;
         }
         match (&self.qkv, qkv) {
             (Qkv::Split(linears), SavedQkv::Split(saved)) => linear::backward(

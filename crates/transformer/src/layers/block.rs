@@ -58,6 +58,21 @@ impl Block {
         self.attention.linears().chain(self.mlp.linears())
     }
 
+    /// Every norm.
+    pub fn norms(&self) -> impl Iterator<Item = &Norm> {
+        let heads = self.attention.qk_norm.iter().flatten();
+        [&self.input_norm, &self.post_attention_norm]
+            .into_iter()
+            .chain(heads)
+    }
+
+    /// Whether anything of the block is trained.
+    pub fn is_trained(&self, pass: &Pass<'_>) -> bool {
+        let linears = self.linears().map(|linear| linear.index);
+        let mut indices = linears.chain(self.norms().map(|norm| norm.index));
+        indices.any(|index| pass.trains(index))
+    }
+
     /// One block further; with `checkpoint` only the block's input is kept.
     pub fn forward(
         &self,
@@ -66,7 +81,7 @@ impl Block {
         pass: &Pass<'_>,
         checkpoint: bool,
     ) -> Result<(Residual, Saved)> {
-        let (input, normed, input_statistics) = self.enter(residual)?;
+        let (input, normed, input_statistics) = self.enter(residual, pass)?;
         let (residual, activations) = self.body(input, normed, input_statistics, place, pass)?;
         let saved = if checkpoint {
             Saved::Input(activations.input)
@@ -84,9 +99,11 @@ impl Block {
         pass: &Pass<'_>,
         cache: &mut KvCache,
     ) -> Result<Residual> {
-        let (input, normed, _) = self.enter(residual)?;
+        let (input, normed, _) = self.enter(residual, pass)?;
         let attended = self.attention.forward_cached(&normed, place, pass, cache)?;
-        let (sum, normed, _) = self.post_attention_norm.forward_add(&input, &attended)?;
+        let (sum, normed, _) = self
+            .post_attention_norm
+            .forward_add(&input, &attended, pass)?;
         let (delta, _) = self.mlp.forward(&normed, pass)?;
         Ok(Residual {
             sum: Arc::new(sum),
@@ -94,15 +111,19 @@ impl Block {
         })
     }
 
-    fn enter(&self, residual: Residual) -> Result<(Arc<Tensor>, Tensor, Statistics)> {
+    fn enter(
+        &self,
+        residual: Residual,
+        pass: &Pass<'_>,
+    ) -> Result<(Arc<Tensor>, Tensor, Statistics)> {
         match &residual.delta {
             Some(delta) => {
                 let (sum, normed, statistics) =
-                    self.input_norm.forward_add(&residual.sum, delta)?;
+                    self.input_norm.forward_add(&residual.sum, delta, pass)?;
                 Ok((Arc::new(sum), normed, statistics))
             }
             None => {
-                let (normed, statistics) = self.input_norm.forward(&residual.sum)?;
+                let (normed, statistics) = self.input_norm.forward(&residual.sum, pass)?;
                 Ok((residual.sum, normed, statistics))
             }
         }
@@ -118,8 +139,9 @@ impl Block {
     ) -> Result<(Residual, Activations)> {
         let (attended, attention) = self.attention.forward(&normed, place, pass)?;
         drop(normed);
-        let (middle, normed, middle_statistics) =
-            self.post_attention_norm.forward_add(&input, &attended)?;
+        let (middle, normed, middle_statistics) = self
+            .post_attention_norm
+            .forward_add(&input, &attended, pass)?;
         drop(attended);
         let (delta, mlp) = self.mlp.forward(&normed, pass)?;
         let middle = Arc::new(middle);
@@ -156,7 +178,7 @@ impl Block {
         let activations = match saved {
             Saved::Activations(activations) => *activations,
             Saved::Input(input) => {
-                let (normed, statistics) = self.input_norm.forward(&input)?;
+                let (normed, statistics) = self.input_norm.forward(&input, pass)?;
                 self.body(input, normed, statistics, place, pass)?.1
             }
         };
@@ -171,7 +193,7 @@ impl Block {
 
         let normed = self
             .post_attention_norm
-            .recompute(&middle, &middle_statistics)?;
+            .recompute(&middle, &middle_statistics, pass)?;
         if let Some(d_normed) = self
             .mlp
             .backward(d_residual, &normed, mlp, pass, gradients, true)?
@@ -181,17 +203,26 @@ impl Block {
                 &middle,
                 &middle_statistics,
                 d_residual,
+                pass,
+                gradients,
             )?;
         }
         drop((normed, middle));
 
-        let normed = self.input_norm.recompute(&input, &input_statistics)?;
+        let normed = self.input_norm.recompute(&input, &input_statistics, pass)?;
+        let need_dx = need_dx || pass.trains(self.input_norm.index);
         let d_normed = self.attention.backward(
             d_residual, &normed, &attention, place, pass, gradients, need_dx,
         )?;
         if let Some(d_normed) = d_normed {
-            self.input_norm
-                .backward(&d_normed, &input, &input_statistics, d_residual)?;
+            self.input_norm.backward(
+                &d_normed,
+                &input,
+                &input_statistics,
+                d_residual,
+                pass,
+                gradients,
+            )?;
         }
         Ok(())
     }

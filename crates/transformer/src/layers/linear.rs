@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use fuselora_tensor::ops::lora_linear::{self, Backward, Dropout, Gradients, Lora, Projection};
-use fuselora_tensor::ops::{dora, elementwise};
+use fuselora_tensor::ops::{columns, dora, elementwise, linear_gradients};
 use fuselora_tensor::{Tensor, Weight};
 
-use crate::adapter::LoraWeights;
+use crate::adapter::{LoraWeights, TokenRows};
 use crate::error::{Error, Result};
 use crate::lora::{LoraGradients, Pass};
 
@@ -39,12 +39,51 @@ pub struct Saved {
 }
 
 impl Linear {
-    fn projection<'a>(&'a self, pass: &Pass<'a>) -> Projection<'a> {
-        Projection {
-            weight: &self.weight,
-            bias: self.bias.as_ref(),
+    fn projection<'a>(&'a self, pass: &Pass<'a>) -> Result<Projection<'a>> {
+        Ok(Projection {
+            weight: pass.weight(self.index, &self.weight)?,
+            bias: self.bias(pass)?,
             lora: pass.operand(self.index),
+        })
+    }
+
+    fn bias<'a>(&'a self, pass: &Pass<'a>) -> Result<Option<&'a Tensor>> {
+        pass.bias(self.index, self.bias.as_ref())
+    }
+
+    /// Adds to the gradients of bias, weight and token rows, where they are trained.
+    fn own_backward(
+        &self,
+        x: &Tensor,
+        dy: &Tensor,
+        pass: &Pass<'_>,
+        gradients: &mut LoraGradients,
+    ) -> Result<()> {
+        if let Some(LoraWeights {
+            bias: Some(db),
+            scaling,
+            ..
+        }) = gradients.update(self.index)
+        {
+            linear_gradients::bias(dy, *scaling, db)?;
         }
+        if let Some(trained) = gradients.trained(self.index) {
+            if let Some(db) = &mut trained.bias {
+                linear_gradients::bias(dy, 1.0, db)?;
+            }
+            if let Some(dw) = trained.weight.as_mut().and_then(Weight::dense_mut) {
+                linear_gradients::weight(dy, x, dw)?;
+            }
+        }
+        let Some((owner, _)) = pass.tokens(self.index) else {
+            return Ok(());
+        };
+        let trained = gradients.trained(owner);
+        if let Some(TokenRows { indices, rows }) = trained.and_then(|t| t.tokens.as_mut()) {
+            let ids = Tensor::from_u32(dy.device(), [indices.len()], indices)?;
+            linear_gradients::weight(&columns::take(dy, &ids)?, x, rows)?;
+        }
+        Ok(())
     }
 
     /// Whether the frozen weight, too, sees a dropped-out input: PEFT's DoRA in training.
@@ -94,6 +133,9 @@ pub fn backward<const N: usize>(
     need_dx: bool,
 ) -> Result<Option<Tensor>> {
     let mut sum: Option<Tensor> = None;
+    for (linear, dy) in linears.iter().zip(dys) {
+        linear.own_backward(x, dy, pass, gradients)?;
+    }
     for group in groups(&linears, pass)? {
         let dx = match group {
             Group::Shared(range) => {
@@ -149,7 +191,7 @@ fn shared_forward(x: &Tensor, linears: &[&Linear], pass: &Pass<'_>) -> Result<Ve
     let mut directions = Vec::with_capacity(linears.len());
     for linear in linears {
         let direction = pass.direction(linear.index, &linear.weight)?;
-        let mut projection = linear.projection(pass);
+        let mut projection = linear.projection(pass)?;
         if direction.is_some() {
             projection.bias = None;
         }
@@ -163,7 +205,7 @@ fn shared_forward(x: &Tensor, linears: &[&Linear], pass: &Pass<'_>) -> Result<Ve
             let (y, z) = match direction {
                 None => (output.y, None),
                 Some(direction) => {
-                    let y = dora::forward(&output.y, &direction.gain, linear.bias.as_ref())?;
+                    let y = dora::forward(&output.y, &direction.gain, linear.bias(pass)?)?;
                     (y, Some(output.y))
                 }
             };
@@ -195,13 +237,15 @@ fn shared_backward(
             .iter()
             .zip(&mut taken)
             .zip(dys.iter().zip(&dzs).zip(saved))
-            .map(|((linear, gradient), ((dy, dz), saved))| Backward {
-                projection: linear.projection(pass),
-                dy: dz.as_ref().unwrap_or(dy),
-                h: saved.h.as_ref(),
-                gradients: gradient.as_mut().map(operand),
+            .map(|((linear, gradient), ((dy, dz), saved))| {
+                Ok(Backward {
+                    projection: linear.projection(pass)?,
+                    dy: dz.as_ref().unwrap_or(dy),
+                    h: saved.h.as_ref(),
+                    gradients: gradient.as_mut().map(operand),
+                })
             })
-            .collect();
+            .collect::<Result<_>>()?;
         Ok(lora_linear::backward(x, items, need_dx)?)
     })();
     for (linear, gradient) in linears.iter().zip(taken) {
@@ -247,13 +291,13 @@ fn dropped_forward(
     elementwise::subtract_assign(&mut rest, &dropped)?;
     let frozen = Projection {
         lora: None,
-        ..linear.projection(pass)
+        ..linear.projection(pass)?
     };
     let [mut frozen] = one(lora_linear::forward(&rest, &[frozen])?)?;
     drop(rest);
     let [adapted] = one(lora_linear::forward(
         &dropped,
-        &[adapted_projection(linear, pass)],
+        &[adapted_projection(linear, pass)?],
     )?)?;
     if let Some(direction) = pass.direction(linear.index, &linear.weight)? {
         let scaled = dora::forward(&adapted.y, &direction.gain, None)?;
@@ -286,7 +330,7 @@ fn dropped_backward(
     let mut gradient = gradients.take(linear.index);
     let adapted = direction_backward(linear, dy, saved, &mut gradient, pass).and_then(|dz| {
         let item = Backward {
-            projection: adapted_projection(linear, pass),
+            projection: adapted_projection(linear, pass)?,
             dy: dz.as_ref().unwrap_or(dy),
             h: saved.h.as_ref(),
             gradients: gradient.as_mut().map(operand),
@@ -301,7 +345,7 @@ fn dropped_backward(
     let frozen = Backward {
         projection: Projection {
             lora: None,
-            ..linear.projection(pass)
+            ..linear.projection(pass)?
         },
         dy,
         h: None,
@@ -316,16 +360,16 @@ fn dropped_backward(
 }
 
 /// Weight and pair without bias and dropout.
-fn adapted_projection<'a>(linear: &'a Linear, pass: &Pass<'a>) -> Projection<'a> {
-    let Projection { weight, lora, .. } = linear.projection(pass);
-    Projection {
+fn adapted_projection<'a>(linear: &'a Linear, pass: &Pass<'a>) -> Result<Projection<'a>> {
+    let Projection { weight, lora, .. } = linear.projection(pass)?;
+    Ok(Projection {
         weight,
         bias: None,
         lora: lora.map(|lora| Lora {
             dropout: None,
             ..lora
         }),
-    }
+    })
 }
 
 fn one<T>(items: Vec<T>) -> Result<[T; 1]> {

@@ -1,13 +1,18 @@
 //! The normalisations of a decoder: RMSNorm (Zhang and Sennrich 2019) and layer normalisation (Ba, Kiros
 //! and Hinton 2016).
 
-use fuselora_tensor::Tensor;
 use fuselora_tensor::ops::{layer_norm, rms_norm};
+use fuselora_tensor::{DType, Tensor, Weight};
 
 use crate::error::Result;
+use crate::lora::{LoraGradients, Pass};
 
 /// A frozen normalisation over the last dimension.
 pub struct Norm {
+    /// Module path: `model.layers.0.input_layernorm`.
+    pub name: String,
+    /// Position in the model's list of modules.
+    pub index: usize,
     /// `[width]`.
     pub weight: Tensor,
     /// `[width]`: layer normalisation has one, RMSNorm has none.
@@ -25,15 +30,24 @@ pub enum Statistics {
 }
 
 impl Norm {
+    fn weight<'a>(&'a self, pass: &Pass<'a>) -> &'a Tensor {
+        pass.norm_weight(self.index, &self.weight)
+    }
+
+    fn bias<'a>(&'a self, pass: &Pass<'a>) -> Result<Option<&'a Tensor>> {
+        pass.bias(self.index, self.bias.as_ref())
+    }
+
     /// Normalises `x [tokens, width]`.
-    pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Statistics)> {
-        Ok(match &self.bias {
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<(Tensor, Statistics)> {
+        let weight = self.weight(pass);
+        Ok(match self.bias(pass)? {
             None => {
-                let (y, rstd) = rms_norm::forward(x, &self.weight, self.eps)?;
+                let (y, rstd) = rms_norm::forward(x, weight, self.eps)?;
                 (y, Statistics::Rms(rstd))
             }
             Some(bias) => {
-                let (y, statistics) = layer_norm::forward(x, &self.weight, bias, self.eps)?;
+                let (y, statistics) = layer_norm::forward(x, weight, bias, self.eps)?;
                 (y, Statistics::Layer(statistics))
             }
         })
@@ -44,44 +58,74 @@ impl Norm {
         &self,
         residual: &Tensor,
         delta: &Tensor,
+        pass: &Pass<'_>,
     ) -> Result<(Tensor, Tensor, Statistics)> {
-        Ok(match &self.bias {
+        let weight = self.weight(pass);
+        Ok(match self.bias(pass)? {
             None => {
-                let (sum, y, rstd) =
-                    rms_norm::forward_add(residual, delta, &self.weight, self.eps)?;
+                let (sum, y, rstd) = rms_norm::forward_add(residual, delta, weight, self.eps)?;
                 (sum, y, Statistics::Rms(rstd))
             }
             Some(bias) => {
                 let (sum, y, statistics) =
-                    layer_norm::forward_add(residual, delta, &self.weight, bias, self.eps)?;
+                    layer_norm::forward_add(residual, delta, weight, bias, self.eps)?;
                 (sum, y, Statistics::Layer(statistics))
             }
         })
     }
 
     /// The output again, from the input and its statistics: backward needs it, forward need not keep it.
-    pub fn recompute(&self, x: &Tensor, statistics: &Statistics) -> Result<Tensor> {
-        Ok(match (statistics, &self.bias) {
-            (Statistics::Rms(rstd), _) => rms_norm::recompute(x, rstd, &self.weight)?,
+    pub fn recompute(
+        &self,
+        x: &Tensor,
+        statistics: &Statistics,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let weight = self.weight(pass);
+        Ok(match (statistics, self.bias(pass)?) {
+            (Statistics::Rms(rstd), _) => rms_norm::recompute(x, rstd, weight)?,
             (Statistics::Layer(statistics), Some(bias)) => {
-                layer_norm::recompute(x, statistics, &self.weight, bias)?
+                layer_norm::recompute(x, statistics, weight, bias)?
             }
             (Statistics::Layer(_), None) => return Err(foreign()),
         })
     }
 
-    /// Adds the input's gradient to `dx`, which is the residual stream's.
+    /// Adds the input's gradient to `dx`, which is the residual stream's, and those of weight and bias to
+    /// `gradients` where they are trained.
     pub fn backward(
         &self,
         dy: &Tensor,
         x: &Tensor,
         statistics: &Statistics,
         dx: &mut Tensor,
+        pass: &Pass<'_>,
+        gradients: &mut LoraGradients,
     ) -> Result<()> {
+        let weight = self.weight(pass);
+        let trained = gradients.trained(self.index);
+        let (dweight, dbias) = match trained {
+            Some(trained) => (
+                trained.weight.as_mut().and_then(Weight::dense_mut),
+                trained.bias.as_mut(),
+            ),
+            None => (None, None),
+        };
         match statistics {
-            Statistics::Rms(rstd) => rms_norm::backward(dy, x, rstd, &self.weight, dx, None)?,
+            Statistics::Rms(rstd) => rms_norm::backward(dy, x, rstd, weight, dx, dweight)?,
             Statistics::Layer(statistics) => {
-                layer_norm::backward(dy, x, statistics, &self.weight, dx, None)?;
+                // The operation gives both gradients or none: the one that is not asked for goes nowhere.
+                let unasked = || Tensor::zeros(dy.device(), weight.shape(), DType::F32);
+                let (mut no_weight, mut no_bias) = match (&dweight, &dbias) {
+                    (Some(_), None) => (None, Some(unasked()?)),
+                    (None, Some(_)) => (Some(unasked()?), None),
+                    _ => (None, None),
+                };
+                let both = dweight
+                    .or(no_weight.as_mut())
+                    .zip(dbias.or(no_bias.as_mut()));
+                let both = both.map(|(weight, bias)| layer_norm::Gradients { weight, bias });
+                layer_norm::backward(dy, x, statistics, weight, dx, both)?;
             }
         }
         Ok(())
