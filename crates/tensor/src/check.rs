@@ -75,14 +75,20 @@ impl Tensor {
 impl Weight {
     /// The extents of a frozen matrix of floats.
     pub(crate) fn matrix(&self, name: &str) -> Result<(usize, usize)> {
-        let Weight::Dense(tensor) = self;
-        tensor.check_float(name)?;
-        tensor.matrix(name, "[out_features, in_features]")
+        match self {
+            Weight::Dense(tensor) => {
+                tensor.check_float(name)?;
+                tensor.matrix(name, "[out_features, in_features]")
+            }
+            Weight::Nf4(_) => Ok((self.out_features(), self.in_features())),
+        }
     }
 
     pub(crate) fn check_device(&self, name: &str, expected: &Device) -> Result<()> {
-        let Weight::Dense(tensor) = self;
-        tensor.check_device(name, expected)
+        match self {
+            Weight::Dense(tensor) => tensor.check_device(name, expected),
+            Weight::Nf4(weight) => weight.packed().check_device(name, expected),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-use crate::{Device, Error, Result, Shape, Tensor, convert};
+use crate::{Device, Error, Nf4Weight, Result, Shape, Tensor, convert};
 use std::ops::Range;
 
 /// A frozen weight as it is stored, `[out_features, in_features]`.
@@ -6,13 +6,23 @@ use std::ops::Range;
 pub enum Weight {
     /// Every element in a float type: F32, F16 or BF16.
     Dense(Tensor),
+    /// Four bits an element, in blocks.
+    Nf4(Box<Nf4Weight>),
+}
+
+impl From<Nf4Weight> for Weight {
+    fn from(weight: Nf4Weight) -> Weight {
+        Weight::Nf4(Box::new(weight))
+    }
 }
 
 impl Weight {
     /// The extents, `[out_features, in_features]`.
     pub fn shape(&self) -> &Shape {
-        let Weight::Dense(tensor) = self;
-        tensor.shape()
+        match self {
+            Weight::Dense(tensor) => tensor.shape(),
+            Weight::Nf4(weight) => weight.shape(),
+        }
     }
 
     /// The number of rows.
@@ -27,20 +37,34 @@ impl Weight {
 
     /// Bytes that the storage takes.
     pub fn size_in_bytes(&self) -> usize {
-        let Weight::Dense(tensor) = self;
-        tensor.size_in_bytes()
+        match self {
+            Weight::Dense(tensor) => tensor.size_in_bytes(),
+            Weight::Nf4(weight) => weight.size_in_bytes(),
+        }
+    }
+
+    /// The device that holds it.
+    pub fn device(&self) -> &Device {
+        match self {
+            Weight::Dense(tensor) => tensor.device(),
+            Weight::Nf4(weight) => weight.device(),
+        }
     }
 
     /// The elements where each is stored by itself.
     pub fn dense(&self) -> Option<&Tensor> {
-        let Weight::Dense(tensor) = self;
-        Some(tensor)
+        match self {
+            Weight::Dense(tensor) => Some(tensor),
+            Weight::Nf4(_) => None,
+        }
     }
 
     /// The same, to change.
     pub fn dense_mut(&mut self) -> Option<&mut Tensor> {
-        let Weight::Dense(tensor) = self;
-        Some(tensor)
+        match self {
+            Weight::Dense(tensor) => Some(tensor),
+            Weight::Nf4(_) => None,
+        }
     }
 
     /// All elements, decoded, on the host.
@@ -48,8 +72,18 @@ impl Weight {
     /// # Errors
     /// When the elements are not floats.
     pub fn to_f32_vec(&self) -> Result<Vec<f32>> {
-        let Weight::Dense(tensor) = self;
-        tensor.to_f32_vec()
+        match self {
+            Weight::Dense(tensor) => tensor.to_f32_vec(),
+            Weight::Nf4(weight) if !weight.device().is_cpu() => {
+                Weight::from(weight.to_device(&Device::cpu())?).to_f32_vec()
+            }
+            Weight::Nf4(weight) => {
+                let count = weight.shape().iter().product();
+                let mut values = vec![0.0; count];
+                weight.decode(0..count, &mut values);
+                Ok(values)
+            }
+        }
     }
 
     /// Decodes the rows in `range` into `out`, `[range.len(), in_features]`.
@@ -72,14 +106,19 @@ impl Weight {
 
     /// The elements where they are stored as f32, and nothing where they need decoding.
     pub(crate) fn as_f32(&self) -> Option<&[f32]> {
-        let Weight::Dense(tensor) = self;
-        tensor.as_f32().ok()
+        match self {
+            Weight::Dense(tensor) => tensor.as_f32().ok(),
+            Weight::Nf4(_) => None,
+        }
     }
 
     /// Decodes the elements in `range` (of the row-major order) into `out`. The caller has checked both, and that the
     /// weight is on the CPU.
     pub(crate) fn decode(&self, range: Range<usize>, out: &mut [f32]) {
-        let Weight::Dense(tensor) = self;
+        let tensor = match self {
+            Weight::Dense(tensor) => tensor,
+            Weight::Nf4(weight) => return weight.decode(range, out),
+        };
         let Ok(bytes) = tensor.bytes("weight") else {
             unreachable!("callers decode weights on the CPU only")
         };
@@ -89,5 +128,15 @@ impl Weight {
             &bytes[range.start * size..range.end * size],
             out,
         );
+    }
+
+    /// The elements as a tensor, for what has no kernel for the others yet.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn expect_dense(&self, name: &str) -> Result<&Tensor> {
+        self.dense().ok_or_else(|| {
+            Error::Argument(format!(
+                "{name}: NF4 weights are computed with on the cpu only so far"
+            ))
+        })
     }
 }

@@ -17,8 +17,7 @@ pub fn forward(table: &Weight, ids: &Tensor) -> Result<Tensor> {
     check::indices("ids", ids, rows)?;
     #[cfg(feature = "cuda")]
     if !ids.device().is_cpu() {
-        let Weight::Dense(table) = table;
-        return on_cuda::gather(table, ids);
+        return on_cuda::gather(table.expect_dense("table")?, ids);
     }
     let index = ids.u32("ids")?;
     let mut y = Tensor::empty(ids.device(), [n, width], DType::F32)?;

@@ -97,11 +97,7 @@ pub fn backward(
     let mut target = MatrixMut::new(db.f32_mut("db")?, width, rank);
     multiply(&mut target, Write::Add, &[product], device)?;
     let da = da.f32_mut("da")?;
-    for (dh, &id) in dh
-        .as_f32()?
-        .chunks_exact(rank.max(1))
-        .zip(ids.u32("ids")?)
-    {
+    for (dh, &id) in dh.as_f32()?.chunks_exact(rank.max(1)).zip(ids.u32("ids")?) {
         for (dh, row) in dh.iter().zip(da.chunks_exact_mut(tokens)) {
             row[id as usize] += dh;
         }

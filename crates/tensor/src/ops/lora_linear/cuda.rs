@@ -79,7 +79,7 @@ pub(super) fn backward(
 
 /// `scaling·(B·A) + W`, in F32.
 pub(super) fn merge(weight: &Weight, lora: &Lora) -> Result<Tensor> {
-    let Weight::Dense(weight) = weight;
+    let weight = weight.expect_dense("weight")?;
     let (out_features, in_features) = weight.matrix("weight", "[out_features, in_features]")?;
     let [m, n, k] = extents([out_features, in_features, lora.rank()])?;
     let mut merged = Tensor::empty(weight.device(), weight.shape(), DType::F32)?;
@@ -100,7 +100,7 @@ fn activations(x: &Tensor) -> Result<[u32; 2]> {
 
 impl Projection<'_> {
     fn operands(&self) -> Result<kernel::Projection<'_>> {
-        let Weight::Dense(weight) = self.weight;
+        let weight = self.weight.expect_dense("weight")?;
         let [out_features] = extents([self.weight.out_features()])?;
         let lora = self.lora.as_ref().map(|lora| {
             let [rank] = extents([lora.rank()])?;
