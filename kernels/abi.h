@@ -6,17 +6,26 @@
 
 // ---- nf4 ----
 
-// The statistics of one quantized weight of `elements` numbers in blocks of 2^log2_block_size.
-struct Nf4Shape {
+// A quantized weight of `elements` numbers in blocks of 2^log2_block_size: addresses on the device, with
+// the layouts that nf4/format.cuh gives.
+struct Nf4Weight {
+    uint64_t packed;
+    uint64_t absmax;
+    // Double quantization; 0: absmax is f32.
+    uint64_t nested_quant_map;
+    uint64_t nested_absmax;
     uint64_t elements;
     uint32_t log2_block_size;
-    // Double quantization only: what was subtracted from absmax before it was quantized.
+    // What was subtracted from absmax before it was quantized.
     float offset;
 };
 
 // Threads per block of nf4_dequantize_*, and 16-byte stores per thread.
 constexpr uint32_t NF4_DEQUANTIZE_THREADS = 256;
 constexpr uint32_t NF4_DEQUANTIZE_STORES = 4;
+// Elements per block of nf4_quantize_*: the largest block of the format.
+constexpr uint32_t NF4_QUANTIZE_ELEMENTS = 4096;
+constexpr uint32_t NF4_QUANTIZE_THREADS = 256;
 // Absmax values that share one second-level absmax under double quantization.
 constexpr uint32_t NF4_NESTED_BLOCK_SIZE = 256;
 

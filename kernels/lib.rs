@@ -39,7 +39,7 @@ pub mod abi {
     // SAFETY: as above.
     unsafe impl DeviceRepr for MatmulShape {}
     // SAFETY: as above.
-    unsafe impl DeviceRepr for Nf4Shape {}
+    unsafe impl DeviceRepr for Nf4Weight {}
     // SAFETY: as above.
     unsafe impl DeviceRepr for NormShape {}
     // SAFETY: as above.

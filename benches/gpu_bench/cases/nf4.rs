@@ -3,7 +3,7 @@
 use crate::case::{Case, Scope};
 use crate::timing::Call;
 use fuselora_kernels::Element;
-use fuselora_kernels::nf4::{Absmax, dequantize};
+use fuselora_kernels::nf4::{Absmax, Weight, dequantize};
 
 const BLOCK_SIZE: u64 = 64;
 /// Absmax values that share one of the second level.
@@ -60,14 +60,13 @@ fn case(shape: [u32; 2], element: Element, nested: bool) -> Case {
                         offset: 0.0,
                     },
                 };
-                let block_size = BLOCK_SIZE as u32;
-                dequantize(
-                    kernels,
-                    packed.operand(),
+                let weight = Weight {
+                    elements,
+                    block_size: BLOCK_SIZE as u32,
+                    packed: packed.operand(),
                     absmax,
-                    block_size,
-                    out.operand_mut(),
-                )
+                };
+                dequantize(kernels, &weight, 0, out.operand_mut())
             });
             Ok(call)
         }),
