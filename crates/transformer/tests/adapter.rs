@@ -280,7 +280,7 @@ fn refused(case: &str, change: impl FnOnce(&mut AdapterConfig)) -> String {
         some.target_modules = names(&["c_attn"]);
     }
     change(&mut some);
-    let refused = some.resolve(&modules).err().expect("a refusal");
+    let refused = some.resolve(&modules).expect_err("a refusal");
     refused.to_string()
 }
 
