@@ -26,7 +26,7 @@ impl Model {
     /// that of the mean loss over all of them, however they are split into micro-batches.
     ///
     /// # Errors
-    /// As [`Model::loss`]; in a tracing pass also [`Error::NonFinite`].
+    /// As [`Model::loss`]; in a tracing pass also [`crate::Error::NonFinite`].
     pub fn forward_backward(
         &self,
         batch: &Batch,
