@@ -3,6 +3,7 @@
 use crate::table;
 use anyhow::{Context, Result};
 use fuselora_kernels::modules::Kernel;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -30,6 +31,8 @@ pub fn compiler() -> Result<String> {
 /// The resources of the kernels on every architecture that their modules are checked for.
 pub fn read(kernels: &[&&'static Kernel]) -> Result<Vec<Resources>> {
     let mut all = Vec::new();
+    // A module is disassembled once: that of a whole family of tensor-core kernels takes seconds.
+    let mut machine_code: HashMap<PathBuf, Option<String>> = HashMap::new();
     for kernel in kernels {
         let ptx = Path::new(env!("OUT_DIR"))
             .join("ptx")
@@ -52,7 +55,11 @@ pub fn read(kernels: &[&&'static Kernel]) -> Result<Vec<Resources>> {
         for log in logs {
             let arch = arch(&log, &stem).context("the file's name ends with an architecture")?;
             let text = std::fs::read_to_string(&log)?;
-            let found = parse(kernel.name, arch, &text, &log.with_extension("cubin"));
+            let cubin = log.with_extension("cubin");
+            let code = machine_code
+                .entry(cubin)
+                .or_insert_with_key(|cubin| disassemble(cubin));
+            let found = parse(kernel.name, arch, &text, code.as_deref());
             all.push(found.with_context(|| {
                 format!(
                     "ptxas did not tell the resources of {} on {arch}",
@@ -75,7 +82,12 @@ fn arch<'a>(path: &'a Path, stem: &str) -> Option<&'a str> {
 }
 
 /// Reads the lines of `ptxas -v` that follow the kernel's name.
-fn parse(kernel: &'static str, arch: &str, log: &str, cubin: &Path) -> Option<Resources> {
+fn parse(
+    kernel: &'static str,
+    arch: &str,
+    log: &str,
+    machine_code: Option<&str>,
+) -> Option<Resources> {
     let own = log.split("Compiling entry function '").find(|part| {
         part.strip_prefix(kernel)
             .is_some_and(|rest| rest.starts_with('\''))
@@ -99,17 +111,21 @@ fn parse(kernel: &'static str, arch: &str, log: &str, cubin: &Path) -> Option<Re
         shared_bytes: before(" bytes smem").unwrap_or(0),
         stack_bytes: before(" bytes stack frame")?,
         spill_bytes: spills,
-        sass: sass(kernel, cubin),
+        sass: machine_code.and_then(|code| sass(kernel, code)),
     })
 }
 
-/// Counts in the kernel's machine code, as `NVDISASM` or the one on the path reads it; `None` where
-/// there is neither.
-fn sass(kernel: &str, cubin: &Path) -> Option<(usize, usize)> {
+/// The machine code of a module, as `NVDISASM` or the one on the path reads it; `None` where there is
+/// neither.
+fn disassemble(cubin: &Path) -> Option<String> {
     let nvdisasm = std::env::var_os("NVDISASM").unwrap_or_else(|| "nvdisasm".into());
     let output = Command::new(nvdisasm).arg("-c").arg(cubin).output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let section = text
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Counts in the kernel's part of its module's machine code.
+fn sass(kernel: &str, machine_code: &str) -> Option<(usize, usize)> {
+    let section = machine_code
         .split("\t.section\t")
         .find(|part| part.trim_start().starts_with(&format!(".text.{kernel},")))?;
     let count = |opcodes: &[&str]| {
