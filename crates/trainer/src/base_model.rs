@@ -66,7 +66,7 @@ impl BaseModel {
         let device = self.model.device();
         let _holding = device.hold(Purpose::Adapter);
         let adapter = Adapter::read(folder, self.model.modules(), device)?;
-        Ok(Lora::bind(adapter, self.model.modules())?)
+        Ok(Lora::bind(adapter, &self.model)?)
     }
 
     /// Reads the rows of a JSONL file as `rows` says; `end_text` as in [`Encoding`].

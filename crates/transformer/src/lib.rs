@@ -14,9 +14,11 @@ pub mod generate;
 pub mod gguf;
 pub mod layers;
 pub mod lora;
+mod low_rank;
 pub mod memory_estimate;
 pub mod merge;
 pub mod model;
+mod random;
 pub mod tokenizer;
 
 pub use error::{Error, Result};

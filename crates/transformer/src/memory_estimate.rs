@@ -27,6 +27,8 @@ pub struct TrainingShape {
     pub activation_bytes: usize,
     /// Parameters that are trained beside the updates.
     pub whole_parameters: usize,
+    /// Whether adapted modules have bases of their own beside the model's weights.
+    pub own_bases: bool,
     /// Whether blocks keep only their input.
     pub gradient_checkpointing: bool,
 }
@@ -61,6 +63,12 @@ impl MemoryEstimate {
         let weights = (layers * block_matrices + tables * vocab * hidden)
             * shape.weight_bytes as u64
             + (2 * layers + 1) * hidden * f32_bytes;
+
+        let bases: u64 = targets
+            .iter()
+            .map(|t| (t.in_features * t.out_features * shape.weight_bytes) as u64)
+            .sum();
+        let weights = weights + if shape.own_bases { bases } else { 0 };
 
         let updates: u64 = targets.iter().map(|t| t.parameter_count() as u64).sum();
         let parameters = updates + shape.whole_parameters as u64;

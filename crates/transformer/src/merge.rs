@@ -162,7 +162,9 @@ impl Merging<'_> {
         };
         let merged = match part {
             "weight" => match (update, trained) {
-                (Some(update), _) => update_weight(update, Weight::Dense(stored()?))?,
+                (Some(update), _) => {
+                    self.update_weight(module, update, Weight::Dense(stored()?))?
+                }
                 (
                     _,
                     Some(Trained {
@@ -206,29 +208,34 @@ impl Merging<'_> {
         };
         Ok(merged.cast(spec.dtype)?.to_bytes()?)
     }
-}
 
-/// The weight that an update makes of the base's `stored` one.
-fn update_weight(update: &LoraWeights, stored: Weight) -> Result<Tensor> {
-    let weight = update.base.as_deref().unwrap_or(&stored);
-    let LoraWeights {
-        a,
-        b,
-        scaling,
-        magnitude,
-        ..
-    } = update;
-    if update.embedding {
-        // The table is stored transposed: `(B·A)ᵀ = Aᵀ·Bᵀ`.
-        let (a, b) = (transpose(b)?, transpose(a)?);
-        return Ok(lora_linear::merge(weight, &a, &b, *scaling)?);
+    /// The weight that an update makes of the base's `stored` one.
+    fn update_weight(&self, module: &str, update: &LoraWeights, stored: Weight) -> Result<Tensor> {
+        let init = self.adapter.config.init_lora_weights;
+        let own = match &update.base {
+            None if init.replaces_base() => Some(update.base_of(init, module, &stored)?.0),
+            _ => None,
+        };
+        let weight = own.as_ref().or(update.base.as_deref()).unwrap_or(&stored);
+        let LoraWeights {
+            a,
+            b,
+            scaling,
+            magnitude,
+            ..
+        } = update;
+        if update.embedding {
+            // The table is stored transposed: `(B·A)ᵀ = Aᵀ·Bᵀ`.
+            let (a, b) = (transpose(b)?, transpose(a)?);
+            return Ok(lora_linear::merge(weight, &a, &b, *scaling)?);
+        }
+        let mut merged = lora_linear::merge(weight, a, b, *scaling)?;
+        if let Some(magnitude) = magnitude {
+            let norm = dora::weight_norm(weight, a, b, *scaling)?;
+            dora::scale_rows(&mut merged, &dora::gain(magnitude, &norm)?)?;
+        }
+        Ok(merged)
     }
-    let mut merged = lora_linear::merge(weight, a, b, *scaling)?;
-    if let Some(magnitude) = magnitude {
-        let norm = dora::weight_norm(weight, a, b, *scaling)?;
-        dora::scale_rows(&mut merged, &dora::gain(magnitude, &norm)?)?;
-    }
-    Ok(merged)
 }
 
 fn dense(weight: &Weight) -> Result<&Tensor> {

@@ -459,7 +459,8 @@ fn configurations_that_make_no_sense_are_refused_by_key() {
         ("layers_to_transform", json!([-1])),
         ("layers_to_transform", json!([1])),
         ("layers_pattern", json!("layers")),
-        ("init_lora_weights", json!("pissa")),
+        ("init_lora_weights", json!("corda")),
+        ("init_lora_weights", json!("pissa_niter_")),
         ("use_rslora", json!(1)),
         ("bias", json!("some")),
         ("modules_to_save", json!([1])),
@@ -469,7 +470,6 @@ fn configurations_that_make_no_sense_are_refused_by_key() {
         ("trainable_token_indices", json!({ "embed_tokens": 1 })),
         ("target_parameters", json!(["w"])),
         ("layer_replication", json!([[0, 1]])),
-        ("loftq_config", json!({ "loftq_bits": 4 })),
         ("use_qalora", json!(true)),
     ];
     for (key, value) in cases {

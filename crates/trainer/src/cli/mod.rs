@@ -16,7 +16,7 @@ pub use inspect::InspectArgs;
 pub use model::{ConvertArgs, MergeArgs};
 pub use run::{EvalArgs, GenerateArgs, LogitsArgs};
 pub use train::{LoraArgs, OptimizationArgs, TrainConfig};
-pub use values::{BiasArg, DeviceArg, DtypeArg, TokensArg};
+pub use values::{BiasArg, DeviceArg, DtypeArg, InitArg, TokensArg};
 
 use crate::data::FieldNames;
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     MachineArgs, RowArgs,
-    values::{BiasArg, TokensArg, count, not_negative, positive, share, steps},
+    values::{BiasArg, InitArg, TokensArg, count, not_negative, positive, share, steps},
 };
 use crate::{
     mistake,
@@ -101,6 +101,17 @@ pub struct LoraArgs {
     /// all-linear, names such as q_proj,v_proj, or a regex
     #[arg(long, value_name = "NAMES", default_value = "all-linear")]
     pub target_modules: String,
+    /// Or false, gaussian, orthogonal, olora, pissa, pissa_niter_N, loftq
+    #[arg(
+        long,
+        hide_short_help = true,
+        value_name = "NAME",
+        default_value = "true"
+    )]
+    pub init_lora_weights: InitArg,
+    /// Quantizations of LoftQ
+    #[arg(long, hide_short_help = true, value_name = "N", default_value_t = 1, value_parser = count)]
+    pub loftq_iter: usize,
     /// Biases to train: none, all, or lora_only, those of targets
     #[arg(long, hide_short_help = true, value_name = "WHICH", hide_possible_values = true, value_enum, default_value_t = BiasArg::None)]
     pub bias: BiasArg,

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use fuselora_transformer::adapter::{TrainedBiases, TrainedTokens};
+use fuselora_transformer::adapter::{InitLoraWeights, TrainedBiases, TrainedTokens};
 use serde::{Serialize, Serializer};
 
 /// A device as named on the command line.
@@ -66,6 +66,35 @@ pub enum DtypeArg {
     /// 16 bits, 5 of them exponent.
     #[value(alias = "float16", help = None::<&str>)]
     F16,
+}
+
+/// How fresh weights come about, as PEFT's `init_lora_weights` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InitArg(pub InitLoraWeights);
+
+impl FromStr for InitArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<InitArg, String> {
+        InitLoraWeights::from_name(text)
+            .map(InitArg)
+            .ok_or_else(|| {
+                "there are true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora and loftq"
+                    .to_string()
+            })
+    }
+}
+
+impl fmt::Display for InitArg {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+impl Serialize for InitArg {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// Which biases are trained, as PEFT's `bias` names them.

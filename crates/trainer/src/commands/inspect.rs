@@ -71,6 +71,7 @@ pub fn run(arguments: &InspectArgs) -> anyhow::Result<()> {
             whole_parameters: whole,
             weight_bytes: dtype.size_in_bytes(),
             activation_bytes: activations.size_in_bytes(),
+            own_bases: config.init_lora_weights.replaces_base(),
             gradient_checkpointing: arguments.gradient_checkpointing,
         };
         let estimate = MemoryEstimate::new(&decoder, &targets, shape);
@@ -112,6 +113,7 @@ fn describe_adapter(config: &AdapterConfig) -> Value {
         "use_rslora",
         "use_dora",
         "target_modules",
+        "init_lora_weights",
         "bias",
         "lora_bias",
         "modules_to_save",

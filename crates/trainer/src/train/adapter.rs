@@ -1,7 +1,7 @@
 //! The adapter that a run starts from.
 
 use fuselora_tensor::Purpose;
-use fuselora_transformer::adapter::{Adapter, AdapterConfig, ModuleSelector};
+use fuselora_transformer::adapter::{Adapter, AdapterConfig, InitLoraWeights, ModuleSelector};
 use fuselora_transformer::lora::Lora;
 
 use super::saved_state;
@@ -24,7 +24,7 @@ pub fn start(config: &TrainConfig, base: &BaseModel) -> anyhow::Result<Lora> {
     let (model, seed) = (&base.model, config.optimization.seed);
     let _holding = model.device().hold(Purpose::Adapter);
     let adapter = Adapter::new(peft, model.modules(), model.device(), seed, Some(model))?;
-    Ok(Lora::bind(adapter, model.modules())?)
+    Ok(Lora::bind(adapter, model)?)
 }
 
 /// PEFT's configuration of the adapter that the flags describe.
@@ -37,6 +37,12 @@ pub fn peft_config(arguments: &LoraArgs) -> AdapterConfig {
     peft.dropout = arguments.lora_dropout as f32;
     peft.use_rslora = arguments.use_rslora;
     peft.use_dora = arguments.use_dora;
+    peft.init_lora_weights = match arguments.init_lora_weights.0 {
+        InitLoraWeights::Loftq { .. } => InitLoraWeights::Loftq {
+            iterations: arguments.loftq_iter,
+        },
+        init => init,
+    };
     peft.bias = arguments.bias.into();
     peft.lora_bias = arguments.lora_bias;
     peft.modules_to_save = names(arguments.modules_to_save.as_deref().unwrap_or_default());

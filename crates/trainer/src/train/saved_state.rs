@@ -87,7 +87,7 @@ pub fn save(
         &folder(output),
         |_| true,
         |folder| {
-            lora.write(folder)?;
+            lora.write_for_training(folder)?;
             write_safetensors(&folder.join(OPTIMIZER), &specs, |spec| {
                 Ok(tensors[&spec.name].to_bytes()?)
             })?;

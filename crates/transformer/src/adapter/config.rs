@@ -1,10 +1,12 @@
 //! `adapter_config.json`: PEFT's `LoraConfig`, key for key.
 
+mod init_lora_weights;
 mod keys;
 
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+pub use init_lora_weights::InitLoraWeights;
 use keys::{Keys, is_neutral, number, shortest};
 
 /// PEFT's `LoraConfig` for what is supported here. Every other key is kept as it was read and written back.
@@ -40,7 +42,7 @@ pub struct AdapterConfig {
     pub modules_to_save: Vec<String>,
     /// Tokens whose rows of the embedding are trained.
     pub trainable_token_indices: TrainedTokens,
-    /// How fresh weights are drawn.
+    /// How fresh weights come about.
     pub init_lora_weights: InitLoraWeights,
     /// The base model, as the user named it.
     pub base_model_name_or_path: Option<String>,
@@ -117,17 +119,6 @@ impl TrainedTokens {
     }
 }
 
-/// How fresh weights are drawn. B is zero except for `RandomBoth`, so that a fresh adapter changes nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InitLoraWeights {
-    /// `true`: A Kaiming-uniform with `a = sqrt(5)`, so within `1 / sqrt(in_features)`.
-    KaimingUniform,
-    /// `"gaussian"`: A normal with standard deviation `1 / rank`.
-    Gaussian,
-    /// `false`: A and B both Kaiming-uniform; the fresh adapter changes the model.
-    RandomBoth,
-}
-
 /// Keys of PEFT 0.21.2's `LoraConfig` with their defaults, sorted.
 fn defaults() -> Value {
     json!({
@@ -145,8 +136,11 @@ fn defaults() -> Value {
     })
 }
 
+/// Of the quantization that LoftQ prepares for.
+const LOFTQ_BITS: u64 = 4;
+
 /// Keys that change what an adapter computes or holds, in ways that are not supported.
-const UNSUPPORTED: [(&str, &str); 15] = [
+const UNSUPPORTED: [(&str, &str); 14] = [
     (
         "alora_invocation_tokens",
         "activating an adapter by invocation tokens (aLoRA) is not supported",
@@ -163,7 +157,6 @@ const UNSUPPORTED: [(&str, &str); 15] = [
     ("eva_config", "EVA initialisation is not supported"),
     ("kasa_config", "KaSA is not supported"),
     ("layer_replication", "replicating layers is not supported"),
-    ("loftq_config", "LoftQ initialisation is not supported"),
     ("lora_ga_config", "LoRA-GA initialisation is not supported"),
     ("megatron_config", "Megatron layers are not supported"),
     ("monteclora_config", "Monteclora is not supported"),
@@ -350,14 +343,7 @@ impl AdapterConfig {
                 "trainable_token_indices",
                 self.trainable_token_indices.to_json(),
             ),
-            (
-                "init_lora_weights",
-                match self.init_lora_weights {
-                    InitLoraWeights::KaimingUniform => json!(true),
-                    InitLoraWeights::Gaussian => json!("gaussian"),
-                    InitLoraWeights::RandomBoth => json!(false),
-                },
-            ),
+            ("init_lora_weights", self.init_lora_weights.to_json()),
             (
                 "base_model_name_or_path",
                 json!(self.base_model_name_or_path),
@@ -367,6 +353,10 @@ impl AdapterConfig {
         ];
         for (key, value) in known {
             json.insert(key.into(), value);
+        }
+        if let InitLoraWeights::Loftq { iterations } = self.init_lora_weights {
+            let config = json!({ "loftq_bits": LOFTQ_BITS, "loftq_iter": iterations });
+            json.insert("loftq_config".into(), config);
         }
         json.sort_keys();
         Value::Object(json)

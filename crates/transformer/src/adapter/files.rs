@@ -1,15 +1,13 @@
 //! An adapter's folder.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
 use fuselora_tensor::{Device, Tensor, Weight};
 
 use super::trained::{self, Parts, TokenRows, Trained};
-use super::{Adapter, AdapterConfig, DTYPE, LoraWeights, Module, ModuleKind};
+use super::{
+    Adapter, AdapterConfig, DTYPE, InitLoraWeights, Initial, LoraWeights, Module, ModuleKind,
+};
 use crate::{
     atomic_file,
     checkpoint::{StoredTensor, TensorSpec, read_json, safetensors, write_json, write_safetensors},
@@ -19,6 +17,8 @@ use crate::{
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// Beside an adapter to be trained on: what it was at first, as PEFT's `path_initial_model_for_weight_conversion` is.
+const INITIAL: &str = "initial";
 
 pub(super) const MAGNITUDE: &str = "lora_magnitude_vector";
 pub(super) const BIAS: &str = "lora_B.bias";
@@ -69,6 +69,7 @@ impl Adapter {
             .targets(modules)
             .map_err(|error| Error::file(folder.join(CONFIG), error.to_string()))?;
         super::check_device(&config, &targets, device)?;
+        config.check_init(&targets)?;
         let path = folder.join(WEIGHTS);
         if !path.is_file() {
             let bin = if folder.join("adapter_model.bin").exists() {
@@ -83,6 +84,16 @@ impl Adapter {
             path: &path,
             device,
         };
+        let initial_path = folder.join(INITIAL).join(WEIGHTS);
+        let has_initial = config.init_lora_weights.subtracts() && initial_path.is_file();
+        let mut at_first = has_initial
+            .then(|| safetensors::read(&initial_path))
+            .transpose()?
+            .map(|tensors| Stored {
+                tensors,
+                path: &initial_path,
+                device,
+            });
         let saves_embeddings = config.saves_embeddings(modules)?;
         let mut updates = BTreeMap::new();
         for target in &targets {
@@ -106,15 +117,26 @@ impl Adapter {
             } else {
                 None
             };
+            let (a_shape, b_shape) = (
+                [target.rank, target.in_features],
+                [target.out_features, target.rank],
+            );
+            let initial = at_first.as_mut().map(|stored| {
+                Ok::<_, Error>(Initial {
+                    a: stored.take(&a, &a_shape)?,
+                    b: stored.take(&b, &b_shape)?,
+                })
+            });
             let lora = LoraWeights {
-                a: stored.take(&a, &[target.rank, target.in_features])?,
-                b: stored.take(&b, &[target.out_features, target.rank])?,
+                a: stored.take(&a, &a_shape)?,
+                b: stored.take(&b, &b_shape)?,
                 scaling: target.scaling,
                 rank: target.rank,
                 magnitude,
                 bias,
                 embedding,
                 base: base.map(Weight::Dense).map(Arc::new),
+                initial: initial.transpose()?,
             };
             updates.insert(module.clone(), lora);
         }
@@ -154,7 +176,7 @@ impl Adapter {
         let updates = updates.map(|(module, lora)| (module.as_str(), lora));
         let trained = self.trained.iter();
         let trained = trained.map(|(module, trained)| (module.as_str(), trained));
-        write(folder, &self.config, updates, trained)
+        write(folder, &self.config, Form::Use, updates, trained)
     }
 }
 
@@ -225,16 +247,28 @@ impl Stored<'_> {
     }
 }
 
+/// What a written adapter is for, which makes a difference where its initialisation left another base.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// To be used: a plain update of the model as it is.
+    Use,
+    /// To be trained on: what is trained, and in a folder beside it what it was at first.
+    Training,
+}
+
 /// Writes an adapter of these updates and parameters; see [`Adapter::write`].
 pub(crate) fn write<'a>(
     folder: &Path,
     config: &AdapterConfig,
+    form: Form,
     updates: impl Iterator<Item = (&'a str, &'a LoraWeights)>,
     trained: impl Iterator<Item = (&'a str, &'a Trained)>,
 ) -> Result<()> {
+    let updates: Vec<_> = updates.collect();
     let mut tensors = BTreeMap::new();
-    let mut adapted = BTreeSet::new();
-    for (module, lora) in updates {
+    let mut initial = BTreeMap::new();
+    let mut joined = BTreeMap::new();
+    for &(module, lora) in &updates {
         tensors.extend(lora.named_tensors(module));
         let base = lora.base.as_ref().and_then(|base| base.dense());
         if let Some(base) = base
@@ -242,11 +276,50 @@ pub(crate) fn write<'a>(
         {
             tensors.insert(tensor_name(module, BASE), base);
         }
-        adapted.insert(module);
+        let names = pair(lora.embedding).map(|part| tensor_name(module, part));
+        match &lora.initial {
+            Some(Initial { a, b }) if form == Form::Training => {
+                initial.extend(names.into_iter().zip([a, b]));
+            }
+            _ => joined.extend(
+                lora.joined()?
+                    .into_iter()
+                    .flat_map(|pair| names.clone().into_iter().zip(pair)),
+            ),
+        }
     }
     for (module, trained) in trained {
-        tensors.extend(trained.named_tensors(module, adapted.contains(module)));
+        let adapted = updates.iter().any(|(adapted, _)| *adapted == module);
+        tensors.extend(trained.named_tensors(module, adapted));
     }
+    let config = if joined.is_empty() {
+        config.clone()
+    } else {
+        config.joined()
+    };
+    tensors.extend(joined.iter().map(|(name, tensor)| (name.clone(), tensor)));
+    atomic_file::write_folder(
+        folder,
+        |name| name == CONFIG || name == WEIGHTS,
+        |folder| {
+            write_files(folder, &config, &tensors)?;
+            if initial.is_empty() {
+                return Ok(());
+            }
+            let folder = folder.join(INITIAL);
+            fs::create_dir(&folder).map_err(|error| Error::io(&folder, error))?;
+            let mut config = config.clone();
+            config.init_lora_weights = InitLoraWeights::KaimingUniform;
+            write_files(&folder, &config, &initial)
+        },
+    )
+}
+
+fn write_files(
+    folder: &Path,
+    config: &AdapterConfig,
+    tensors: &BTreeMap<String, &Tensor>,
+) -> Result<()> {
     let specs: Vec<TensorSpec> = tensors
         .iter()
         .map(|(name, tensor)| TensorSpec {
@@ -255,16 +328,10 @@ pub(crate) fn write<'a>(
             dtype: tensor.dtype(),
         })
         .collect();
-    atomic_file::write_folder(
-        folder,
-        |name| name == CONFIG || name == WEIGHTS,
-        |folder| {
-            write_json(&folder.join(CONFIG), &config.to_json())?;
-            write_safetensors(&folder.join(WEIGHTS), &specs, |spec| {
-                Ok(tensors[&spec.name].to_bytes()?)
-            })
-        },
-    )
+    write_json(&folder.join(CONFIG), &config.to_json())?;
+    write_safetensors(&folder.join(WEIGHTS), &specs, |spec| {
+        Ok(tensors[&spec.name].to_bytes()?)
+    })
 }
 
 /// PEFT's name of a tensor: the path of the module inside the wrapped model.

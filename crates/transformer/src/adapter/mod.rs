@@ -3,6 +3,7 @@
 mod config;
 mod files;
 mod init;
+mod residual;
 mod target;
 mod trained;
 
@@ -11,10 +12,12 @@ use std::sync::Arc;
 
 use fuselora_tensor::ops::dora;
 use fuselora_tensor::{DType, Device, Tensor, Weight};
+use rayon::prelude::*;
 
-pub(crate) use files::write;
+pub(crate) use files::{Form, write};
 
 pub use config::{AdapterConfig, InitLoraWeights, ModuleSelector, TrainedBiases, TrainedTokens};
+pub use residual::Initial;
 pub use target::{Module, ModuleKind, Target};
 pub use trained::{TokenRows, Trained};
 
@@ -51,6 +54,8 @@ pub struct LoraWeights {
     pub embedding: bool,
     /// The frozen weight that the update is added to, where it need not be the model's own.
     pub base: Option<Arc<Weight>>,
+    /// The update as it was at first, where that base is the model's weight without it.
+    pub initial: Option<Initial>,
 }
 
 impl LoraWeights {
@@ -87,6 +92,7 @@ impl LoraWeights {
             magnitude: self.magnitude.as_ref().map(zeros).transpose()?,
             bias: self.bias.as_ref().map(zeros).transpose()?,
             base: None,
+            initial: None,
             ..*self
         })
     }
@@ -110,6 +116,7 @@ impl Adapter {
     ) -> Result<Adapter> {
         let targets = config.resolve(modules)?;
         check_device(&config, &targets, device)?;
+        config.check_init(&targets)?;
         let weight = |module: &str| {
             model.and_then(|model| model.weight(module)).ok_or_else(|| {
                 Error::adapter(format!(
@@ -118,34 +125,54 @@ impl Adapter {
             })
         };
         let saves_embeddings = config.saves_embeddings(modules)?;
-        let mut updates = BTreeMap::new();
-        for target in &targets {
-            let (a, b) = init::weights(config.init_lora_weights, target, seed);
-            let a = Tensor::from_f32(device, [target.rank, target.in_features], &a)?;
-            let b = Tensor::from_f32(device, [target.out_features, target.rank], &b)?;
-            let magnitude = if config.use_dora {
-                let weight = weight(&target.module)?;
-                Some(dora::weight_norm(&weight, &a, &b, target.scaling)?)
+        let init = config.init_lora_weights;
+        let update = |target: &Target| -> Result<(String, LoraWeights)> {
+            let module = &target.module;
+            let (a, b) = if init.replaces_base() {
+                let (a, b) = residual::fresh(init, target, &*weight(module)?, seed)?;
+                (a.to_device(device)?, b.to_device(device)?)
             } else {
-                None
+                let (a, b) = init::weights(init, target, seed);
+                (
+                    Tensor::from_f32(device, [target.rank, target.in_features], &a)?,
+                    Tensor::from_f32(device, [target.out_features, target.rank], &b)?,
+                )
             };
-            let bias = config
-                .lora_bias
-                .then(|| Tensor::zeros(device, [target.out_features], DTYPE))
-                .transpose()?;
-            let saved = saves_embeddings && is_vocabulary(modules, &target.module);
-            let lora = LoraWeights {
+            let saved = saves_embeddings && is_vocabulary(modules, module);
+            let mut lora = LoraWeights {
                 a,
                 b,
                 scaling: target.scaling,
                 rank: target.rank,
-                magnitude,
-                bias,
+                magnitude: None,
+                bias: config
+                    .lora_bias
+                    .then(|| Tensor::zeros(device, [target.out_features], DTYPE))
+                    .transpose()?,
                 embedding: target.kind == ModuleKind::Embedding,
-                base: saved.then(|| weight(&target.module)).transpose()?,
+                base: saved.then(|| weight(module)).transpose()?,
+                initial: None,
             };
-            updates.insert(target.module.clone(), lora);
-        }
+            if init.replaces_base() {
+                if init.subtracts() {
+                    lora.initial = Some(Initial {
+                        a: lora.a.try_clone()?,
+                        b: lora.b.try_clone()?,
+                    });
+                }
+                let (base, _) = lora.base_of(init, module, &*weight(module)?)?;
+                lora.base = Some(Arc::new(base));
+            }
+            if config.use_dora {
+                let model = weight(module)?;
+                let weight = lora.base.as_deref().unwrap_or(&model);
+                let norm = dora::weight_norm(weight, &lora.a, &lora.b, lora.scaling)?;
+                lora.magnitude = Some(norm);
+            }
+            Ok((module.clone(), lora))
+        };
+        // Decompositions take their time, and are independent of each other.
+        let updates = targets.par_iter().map(update).collect::<Result<_>>()?;
         let trained = match model {
             Some(model) => config.copy_trained(modules, &targets, model)?,
             None => BTreeMap::new(),

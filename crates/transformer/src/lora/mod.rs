@@ -7,8 +7,9 @@ use std::sync::OnceLock;
 
 use fuselora_tensor::{Purpose, Tensor, Weight};
 
-use crate::adapter::{Adapter, AdapterConfig, LoraWeights, Module, Trained};
+use crate::adapter::{Adapter, AdapterConfig, Form, LoraWeights, Trained};
 use crate::error::{Error, Result};
+use crate::model::Model;
 
 use pass::Direction;
 pub(crate) use pass::with_rows;
@@ -43,11 +44,13 @@ struct Derived {
 }
 
 impl Lora {
-    /// Binds an adapter to the model with these modules.
+    /// Binds an adapter to a model.
     ///
     /// # Errors
-    /// When the adapter has a module that the model has not.
-    pub fn bind(mut adapter: Adapter, modules: &[Module]) -> Result<Lora> {
+    /// When the adapter has a module that the model has not, or its initialisation needs another weight than it finds.
+    pub fn bind(mut adapter: Adapter, model: &Model) -> Result<Lora> {
+        let modules = model.modules();
+        adapter.leave_bases(model)?;
         let mut slots: Vec<Slot> = modules
             .iter()
             .map(|module| Slot {
@@ -76,11 +79,25 @@ impl Lora {
         })
     }
 
-    /// Writes the adapter as PEFT does, replacing the one in `folder` as a whole.
+    /// Writes the adapter as PEFT does, for use, replacing the one in `folder` as a whole. Where its initialisation took
+    /// a part of the base, it is written as an update of the model as it is, of twice the rank.
     ///
     /// # Errors
     /// When a file cannot be written; what was there before is then untouched.
     pub fn write(&self, folder: &Path) -> Result<()> {
+        self.write_as(folder, Form::Use)
+    }
+
+    /// Writes the adapter so that training can go on with it: what is trained, and in `initial/` what the base is
+    /// without.
+    ///
+    /// # Errors
+    /// As [`Lora::write`].
+    pub fn write_for_training(&self, folder: &Path) -> Result<()> {
+        self.write_as(folder, Form::Training)
+    }
+
+    fn write_as(&self, folder: &Path, form: Form) -> Result<()> {
         let updates = self
             .slots
             .iter()
@@ -89,7 +106,7 @@ impl Lora {
             .slots
             .iter()
             .map(|slot| (slot.module.as_str(), &slot.trained));
-        crate::adapter::write(folder, &self.config, updates, trained)
+        crate::adapter::write(folder, &self.config, form, updates, trained)
     }
 
     /// PEFT's configuration.

@@ -2,8 +2,12 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{InitLoraWeights, ModuleSelector, TrainedBiases, TrainedTokens};
+use super::{InitLoraWeights, LOFTQ_BITS, ModuleSelector, TrainedBiases, TrainedTokens};
 use crate::error::{Error, Result};
+
+/// The values of `init_lora_weights`.
+const INIT_LORA_WEIGHTS: &str = "true, false, \"gaussian\", \"orthogonal\", \"pissa\", \"pissa_niter_N\" with a number N, \
+     \"olora\" or \"loftq\"; other initialisations are not supported";
 
 /// A whole number without a decimal point, as PEFT has it.
 pub(super) fn number(value: f64) -> Value {
@@ -163,16 +167,39 @@ impl<'a> Keys<'a> {
     }
 
     pub fn init(&self) -> Result<InitLoraWeights> {
-        match self.get("init_lora_weights") {
-            None | Some(Value::Bool(true)) => Ok(InitLoraWeights::KaimingUniform),
-            Some(Value::Bool(false)) => Ok(InitLoraWeights::RandomBoth),
-            Some(Value::String(name)) if name.eq_ignore_ascii_case("gaussian") => {
-                Ok(InitLoraWeights::Gaussian)
-            }
-            Some(value) => Err(Self::bad(
-                "init_lora_weights",
-                value,
-                "true, false or \"gaussian\"; other initialisations are not supported",
+        const KEY: &str = "init_lora_weights";
+        let Some(value) = self.get(KEY) else {
+            return Ok(InitLoraWeights::KaimingUniform);
+        };
+        let init = match value {
+            Value::Bool(init) => InitLoraWeights::from_name(&init.to_string()),
+            Value::String(name) => InitLoraWeights::from_name(name),
+            _ => None,
+        };
+        match init {
+            Some(InitLoraWeights::Loftq { .. }) => self.loftq(),
+            Some(init) => Ok(init),
+            None => Err(Self::bad(KEY, value, INIT_LORA_WEIGHTS)),
+        }
+    }
+
+    /// LoftQ as `loftq_config` has it, with PEFT's defaults.
+    fn loftq(&self) -> Result<InitLoraWeights> {
+        const KEY: &str = "loftq_config";
+        let config = self.get(KEY).unwrap_or(&Value::Null);
+        let number = |key: &str, default: u64| match config.get(key) {
+            None | Some(Value::Null) => Some(default),
+            Some(value) => value.as_u64(),
+        };
+        let bits = number("loftq_bits", LOFTQ_BITS);
+        match number("loftq_iter", 1).filter(|iterations| *iterations > 0) {
+            Some(iterations) if bits == Some(LOFTQ_BITS) => Ok(InitLoraWeights::Loftq {
+                iterations: iterations as usize,
+            }),
+            _ => Err(Self::bad(
+                KEY,
+                config,
+                "an object with `loftq_bits` 4 and `loftq_iter` of 1 or more",
             )),
         }
     }
