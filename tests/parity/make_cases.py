@@ -70,6 +70,7 @@ CASES = {
     "loftq": (llama(hidden_size=64, intermediate_size=64, num_hidden_layers=1), lora(init_lora_weights="loftq", loftq_config=dict(loftq_bits=4, loftq_iter=2))),
     "loraplus": (Qwen2Config(**SIZES), lora(target_modules=["q_proj", "down_proj", "embed_tokens"], bias="lora_only", use_dora=False,
                  modules_to_save=["model.norm"]), dict(loraplus=dict(loraplus_lr_ratio=8.0, loraplus_lr_embedding=1e-3, loraplus_weight_decay=0.1))),
+    "gpt2-loraplus": (gpt2(), lora(**GPT2, use_dora=True, modules_to_save=["ln_f"]), dict(loraplus=dict(loraplus_lr_ratio=4.0, loraplus_weight_decay=0.2))),
 }
 
 

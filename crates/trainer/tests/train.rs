@@ -252,7 +252,7 @@ fn a_run_stopped_by_ctrl_c_continues_to_the_bit() {
 }
 
 /// Cases of this repository, with the flags that make their adapters anew.
-const PEFT_CASES: [(&str, &[&str]); 17] = [
+const PEFT_CASES: [(&str, &[&str]); 19] = [
     (
         "bias-lora-only",
         &["--target-modules=q_proj,o_proj,up_proj", "--bias=lora_only"],
@@ -326,8 +326,31 @@ const PEFT_CASES: [(&str, &[&str]); 17] = [
             "--target-modules=c_attn,c_proj,c_fc",
         ],
     ),
+    (
+        "loraplus",
+        &[
+            "--target-modules=q_proj,down_proj,embed_tokens",
+            "--bias=lora_only",
+            "--modules-to-save=model.norm",
+        ],
+    ),
+    (
+        "gpt2-loraplus",
+        &[
+            "--target-modules=c_attn,c_proj,c_fc",
+            "--use-dora",
+            "--modules-to-save=ln_f",
+        ],
+    ),
     ("olora", &["--init-lora-weights=olora"]),
     ("loftq", &["--init-lora-weights=loftq", "--loftq-iter=2"]),
+];
+
+/// Flags of LoRA+, and what PEFT's function takes.
+const LORAPLUS: [(&str, &str); 3] = [
+    ("--loraplus-lr-ratio", "loraplus_lr_ratio"),
+    ("--loraplus-lr-embedding", "loraplus_lr_embedding"),
+    ("--weight-decay", "loraplus_weight_decay"),
 ];
 
 /// Every tensor of a safetensors file.
@@ -365,6 +388,12 @@ fn adapters_are_trained_as_peft_trains_them() {
                 "--no-shuffle",
             ]);
             command.args(["--max-grad-norm=0", "--batch-size=4"]);
+            let optimizer = &expected["optimizer"];
+            for (flag, key) in LORAPLUS {
+                if let Some(value) = optimizer.get(key) {
+                    command.arg(format!("{flag}={value}"));
+                }
+            }
             command
         };
         let output = folder.path().join("continued");

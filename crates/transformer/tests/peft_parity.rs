@@ -25,7 +25,7 @@ const CASES: [&str; 6] = [
 ];
 
 /// Cases of this repository: families, and options of adapters.
-const OWN_CASES: [&str; 25] = [
+const OWN_CASES: [&str; 27] = [
     "llama3-rope",
     "linear-rope",
     "dynamic-rope",
@@ -51,6 +51,8 @@ const OWN_CASES: [&str; 25] = [
     "gpt2-pissa",
     "olora",
     "loftq",
+    "loraplus",
+    "gpt2-loraplus",
 ];
 
 /// The folders of all cases that are there.

@@ -159,6 +159,12 @@ pub struct OptimizationArgs {
     /// Gradients are clipped to this norm; 0: not
     #[arg(long, hide_short_help = true, value_name = "F", default_value_t = 1.0, value_parser = not_negative)]
     pub max_grad_norm: f64,
+    /// LoRA+: B, magnitudes, biases and norms learn by so much times the rate
+    #[arg(long, hide_short_help = true, value_name = "F", value_parser = positive)]
+    pub loraplus_lr_ratio: Option<f64>,
+    /// LoRA+: the rate of embeddings' updates
+    #[arg(long, hide_short_help = true, value_name = "F", default_value_t = 1e-6, value_parser = positive)]
+    pub loraplus_lr_embedding: f64,
     /// AdamW's decoupled weight decay
     #[arg(long, hide_short_help = true, value_name = "F", default_value_t = 0.0, value_parser = not_negative)]
     pub weight_decay: f64,

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod answers;
+mod learning_rates;
 mod optimizer;
 mod run;
 mod saved_state;

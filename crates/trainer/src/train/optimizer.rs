@@ -2,8 +2,10 @@
 
 use fuselora_tensor::ops::optimizer::{AdamWHyper, AdamWParam, adamw, global_norm};
 use fuselora_tensor::{DType, Purpose, Tensor};
+use fuselora_transformer::adapter::Module;
 use fuselora_transformer::lora::{Lora, LoraGradients};
 
+use super::learning_rates::{self, Rate};
 use crate::cli::OptimizationArgs;
 
 /// Running means of one parameter's gradient and of its square.
@@ -20,14 +22,19 @@ pub struct Optimizer {
     pub step: u64,
     /// The moments of each parameter.
     pub moments: Vec<Moments>,
+    rates: Vec<Rate>,
 }
 
 impl Optimizer {
-    /// A fresh state for an adapter.
+    /// A fresh state for an adapter of a model with these modules.
     ///
     /// # Errors
     /// No room on the device.
-    pub fn new(lora: &Lora) -> anyhow::Result<Optimizer> {
+    pub fn new(
+        lora: &Lora,
+        modules: &[Module],
+        settings: &OptimizationArgs,
+    ) -> anyhow::Result<Optimizer> {
         let zeros = |t: &Tensor| {
             let _holding = t.device().hold(Purpose::Optimizer);
             Tensor::zeros(t.device(), t.shape(), DType::F32)
@@ -41,7 +48,11 @@ impl Optimizer {
                 })
             })
             .collect::<anyhow::Result<_>>()?;
-        Ok(Optimizer { step: 0, moments })
+        Ok(Optimizer {
+            step: 0,
+            moments,
+            rates: learning_rates::of(lora, modules, settings),
+        })
     }
 
     /// One step; `grad_norm` is that of the unclipped gradients, from [`gradient_norm`]. Where it is not finite, the
@@ -58,17 +69,16 @@ impl Optimizer {
         settings: &OptimizationArgs,
     ) -> anyhow::Result<()> {
         self.step += 1;
-        let (lr, weight_decay) = (learning_rate as f32, settings.weight_decay as f32);
         let parameters = lora.parameters_mut().zip(gradients.tensors());
         let mut params: Vec<AdamWParam> = parameters
-            .zip(&mut self.moments)
-            .map(|((param, grad), moments)| AdamWParam {
+            .zip(self.moments.iter_mut().zip(&self.rates))
+            .map(|((param, grad), (moments, rate))| AdamWParam {
                 param,
                 grad,
                 m: &mut moments.m,
                 v: &mut moments.v,
-                lr,
-                weight_decay,
+                lr: (learning_rate * rate.factor) as f32,
+                weight_decay: rate.weight_decay as f32,
             })
             .collect();
         let hyper = AdamWHyper {
