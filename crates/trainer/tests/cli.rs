@@ -27,7 +27,8 @@ fn complaint(arguments: &[&str]) -> String {
 
 fn help(name: &str, flag: &str) -> String {
     let output = fuselora()
-        .args([name, flag])
+        .args(name.split(' '))
+        .arg(flag)
         .assert()
         .success()
         .get_output()
@@ -35,11 +36,21 @@ fn help(name: &str, flag: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Every command, those of a group behind its name.
 fn commands() -> Vec<String> {
-    Cli::command()
-        .get_subcommands()
-        .map(|command| command.get_name().to_string())
-        .collect()
+    let mut names = Vec::new();
+    for command in Cli::command().get_subcommands() {
+        let name = command.get_name();
+        names.extend(
+            command
+                .get_subcommands()
+                .map(|of| format!("{name} {}", of.get_name())),
+        );
+        if !command.has_subcommands() {
+            names.push(name.to_string());
+        }
+    }
+    names
 }
 
 #[test]
@@ -147,4 +158,43 @@ fn a_missing_model_is_named() {
         "/tmp/never",
     ]);
     assert!(message.contains("/nowhere.gguf"), "{message}");
+}
+
+#[test]
+fn adapters_are_combined_and_mistakes_are_said() {
+    let parity = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity");
+    let (base, adapter) = (
+        parity.join("linear-rope/base"),
+        parity.join("linear-rope/adapter-trained"),
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("both");
+    let paths = [&base, &adapter, &adapter, &output].map(|path| path.to_str().unwrap());
+    let mut arguments = vec![
+        "adapter",
+        "combine",
+        "--model",
+        paths[0],
+        "--adapter",
+        paths[1],
+    ];
+    arguments.extend([
+        "--adapter",
+        paths[2],
+        "--output",
+        paths[3],
+        "--combination-type=cat",
+    ]);
+    let said = complaint(&[&arguments[..], &["--weights=1"]].concat());
+    assert!(
+        said.contains("--weights has 1 numbers for 2 adapters"),
+        "{said}"
+    );
+    let said = complaint(&[&arguments[..], &["--weights=1,1", "--svd-rank=3"]].concat());
+    assert!(said.contains("--svd-rank is for"), "{said}");
+    assert!(!output.exists());
+    let combine = [&arguments[..], &["--weights", "-0.5,1"]].concat();
+    fuselora().args(combine).assert().success();
+    let config = fs::read_to_string(output.join("adapter_config.json")).unwrap();
+    assert!(config.contains("\"r\": 8"), "{config}");
 }

@@ -2,6 +2,7 @@
 //!
 //! Flags are named as PEFT and the Transformers trainer name them; mlx-lm's names are aliases.
 
+mod adapter;
 mod config_file;
 mod inspect;
 mod model;
@@ -11,6 +12,7 @@ mod values;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use adapter::{AdapterArgs, AdapterCommand, CombinationArg, CombineArgs};
 pub use config_file::parse;
 pub use inspect::InspectArgs;
 pub use model::{ConvertArgs, MergeArgs};
@@ -56,6 +58,8 @@ pub enum Command {
     Merge(MergeArgs),
     /// Turn a GGUF file into a Hugging Face checkpoint
     Convert(ConvertArgs),
+    /// Make adapters of adapters
+    Adapter(AdapterArgs),
     /// Write the logits of rows to a safetensors file
     Logits(LogitsArgs),
     /// Say what a model or an adapter is, and what training it takes

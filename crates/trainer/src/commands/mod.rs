@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod adapter;
 mod convert;
 mod eval;
 mod generate;
@@ -18,6 +19,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Merge(arguments) => merge::run(&arguments),
         Command::Convert(arguments) => convert::run(&arguments),
+        Command::Adapter(arguments) => adapter::run(&arguments),
         Command::Logits(arguments) => logits::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
     }

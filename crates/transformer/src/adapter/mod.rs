@@ -1,5 +1,6 @@
 //! LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 
+mod combine;
 mod config;
 mod files;
 mod init;
@@ -16,6 +17,7 @@ use rayon::prelude::*;
 
 pub(crate) use files::{Form, write};
 
+pub use combine::{Combination, combine};
 pub use config::{AdapterConfig, InitLoraWeights, ModuleSelector, TrainedBiases, TrainedTokens};
 pub use residual::Initial;
 pub use target::{Module, ModuleKind, Target};
