@@ -1,10 +1,13 @@
-//! Adapters combined, against PEFT's `add_weighted_adapter`.
+//! Several adapters on one base: switched from call to call, and combined, against PEFT's `add_weighted_adapter`.
 
 use std::path::Path;
 
-use fuselora_tensor::Device;
+use fuselora_tensor::{DType, Device};
 use fuselora_transformer::adapter::{Adapter, Combination, LoraWeights, Module, combine};
+use fuselora_transformer::batch::Batch;
 use fuselora_transformer::checkpoint::Checkpoint;
+use fuselora_transformer::lora::{Lora, Pass};
+use fuselora_transformer::model::Model;
 use fuselora_transformer::{families, model};
 
 const TESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests");
@@ -19,8 +22,8 @@ fn read(folder: &str) -> Adapter {
     Adapter::read(&Path::new(TESTS).join(folder), &modules(), &Device::cpu()).unwrap()
 }
 
-fn both() -> Vec<(Adapter, f64)> {
-    vec![
+fn both() -> [(Adapter, f64); 2] {
+    [
         (read("parity/linear-rope/adapter-trained"), 0.75),
         (read("parity/layers-pattern/adapter-trained"), -1.5),
     ]
@@ -63,6 +66,32 @@ fn combinations_are_pefts() {
             let error = (difference / norm(&mut want.iter().copied())).sqrt();
             assert!(error < 1e-5, "{name}: {module}: {error:e}");
         }
+    }
+}
+
+/// The model's weights are never touched, so that what came before leaves no trace.
+#[test]
+fn adapters_are_switched_per_call_to_the_bit() {
+    let checkpoint = Checkpoint::open(Path::new(TESTS).join("parity/linear-rope/base")).unwrap();
+    let model = Model::load(&checkpoint, &Device::cpu(), DType::F32).unwrap();
+    let tokens = [3, 1, 4, 1, 5, 9, 2, 6];
+    let batch = Batch::new(&Device::cpu(), &tokens, &[tokens.len()], &[], &[]).unwrap();
+    let logits = |lora: Option<&Lora>| {
+        let pass = Pass {
+            lora,
+            ..Pass::default()
+        };
+        model.logits(&batch, &pass).unwrap().to_f32_vec().unwrap()
+    };
+    let alone = logits(None);
+    let loras = both().map(|(adapter, _)| Lora::bind(adapter, &model).unwrap());
+    let first = loras.each_ref().map(|lora| logits(Some(lora)));
+    assert!(first[0] != alone && first[1] != alone && first[0] != first[1]);
+    for _ in 0..2 {
+        for (lora, first) in loras.iter().zip(&first) {
+            assert_eq!(&logits(Some(lora)), first);
+        }
+        assert_eq!(logits(None), alone);
     }
 }
 
