@@ -26,8 +26,28 @@ constexpr uint32_t NF4_DEQUANTIZE_STORES = 4;
 // Elements per block of nf4_quantize_*: the largest block of the format.
 constexpr uint32_t NF4_QUANTIZE_ELEMENTS = 4096;
 constexpr uint32_t NF4_QUANTIZE_THREADS = 256;
+// Threads per block of nf4_gemv_*, the rows of the weight that a block takes, and the most rows of x.
+constexpr uint32_t NF4_GEMV_THREADS = 256;
+constexpr uint32_t NF4_GEMV_ROWS = 16;
+constexpr uint32_t NF4_GEMV_TOKENS = 8;
 // Absmax values that share one second-level absmax under double quantization.
 constexpr uint32_t NF4_NESTED_BLOCK_SIZE = 256;
+
+// y [tokens, out] = x . weight^T + scaling h . lora_b^T + bias, addresses on the device; bias 0: none.
+struct Nf4Gemv {
+    Nf4Weight weight;
+    uint64_t x;
+    uint64_t h;
+    uint64_t lora_b;
+    uint64_t bias;
+    uint64_t y;
+    uint32_t tokens;
+    uint32_t in_features;
+    uint32_t out_features;
+    // 0: no update.
+    uint32_t rank;
+    float scaling;
+};
 
 // ---- matmul ----
 
@@ -70,7 +90,9 @@ struct LoraDropout {
 // with the depth and the layouts that the kernel's file gives.
 struct LoraTerm {
     uint64_t left;
+    // The weight, or else, where it is NF4, `quantized`.
     uint64_t right;
+    Nf4Weight quantized;
     uint64_t left_low;
     uint64_t right_low;
     LoraDropout dropout;

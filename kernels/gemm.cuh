@@ -16,6 +16,7 @@
 //   using Slice     how the slice lies in shared memory: EdgeMajor or DepthMajor;
 //   load(place, d)  begins to fill the slice at shared address `place` from depth `d` on, with zeros where
 //                   there is nothing; it is complete after the group's copies have landed and a barrier.
+//                   It is called for one slice after the other, so a source may keep the next in registers.
 #pragma once
 
 #include "abi.h"
@@ -179,7 +180,7 @@ template <typename T, int ROWS_, int COLS_, int DEPTH_, int STAGES_, int ROW_WAR
     }
 
     // Begins to fill the ring. The last stage stays free until `add`.
-    template <typename Left, typename Right> __device__ void begin(const Left &left, const Right &right) const {
+    template <typename Left, typename Right> __device__ void begin(Left &left, Right &right) const {
 #pragma unroll
         for (int stage = 0; stage < STAGES - 1; ++stage) {
             left.load(left_place(stage), stage * DEPTH);
@@ -190,7 +191,7 @@ template <typename T, int ROWS_, int COLS_, int DEPTH_, int STAGES_, int ROW_WAR
 
     // sums += left . right, after `begin`. Shared memory is free afterwards.
     template <typename Left, typename Right>
-    __device__ void add(const Left &left, const Right &right, uint32_t depth) {
+    __device__ void add(Left &left, Right &right, uint32_t depth) {
         uint32_t left_begin = Left::Slice::left_begin(warp_row, lane);
         uint32_t right_begin = Right::Slice::right_begin(warp_col, lane);
         Fragments fragments[2];

@@ -39,6 +39,8 @@ pub mod abi {
     // SAFETY: as above.
     unsafe impl DeviceRepr for MatmulShape {}
     // SAFETY: as above.
+    unsafe impl DeviceRepr for Nf4Gemv {}
+    // SAFETY: as above.
     unsafe impl DeviceRepr for Nf4Weight {}
     // SAFETY: as above.
     unsafe impl DeviceRepr for NormShape {}

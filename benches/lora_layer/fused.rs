@@ -2,7 +2,7 @@ use super::Shape;
 use crate::device::{Buffer, Device};
 use anyhow::Result;
 use fuselora_kernels::lora_linear::{
-    Backward, Gradients, Lora, Output, Projection, backward, backward_workspace, forward,
+    Backward, Gradients, Lora, Output, Projection, Weight, backward, backward_workspace, forward,
     forward_workspace,
 };
 use fuselora_kernels::{Element, Kernels, LaunchError, Operand, OperandMut};
@@ -149,7 +149,7 @@ fn projection<'a>(
     update: Option<(Operand<'a>, Operand<'a>)>,
 ) -> Projection<'a> {
     Projection {
-        weight,
+        weight: Weight::Dense(weight),
         bias: None,
         out_features: shape.out_features,
         lora: update.map(|(a, b)| Lora {

@@ -1,7 +1,7 @@
 use super::forward::missing;
 use super::pass::{Pass, Split, pass, sum};
 use super::{Input, Projection, Workspace, product};
-use crate::abi::{LoraSide, LoraTerm};
+use crate::abi::LoraSide;
 use crate::{Element, Kernels, LaunchError, Operand, OperandMut};
 
 /// The backward pass of one projection.
@@ -87,12 +87,8 @@ pub fn backward(
     let (mut dy_sums, mut da_sums, mut da_sides) = (Vec::new(), Vec::new(), Vec::new());
     let da_split = Split::new(Pass::Da, input.element, tokens, in_features);
     for item in items {
-        let mut term = LoraTerm {
-            left: item.dy.address(),
-            right: item.projection.weight.address(),
-            depth: item.projection.out_features,
-            ..LoraTerm::default()
-        };
+        let projection = &item.projection;
+        let mut term = projection.term(item.dy.address(), projection.out_features)?;
         if let Some(lora) = &item.projection.lora {
             let out_features = item.projection.out_features;
             let split = Split::new(Pass::DhDb, input.element, tokens, out_features);

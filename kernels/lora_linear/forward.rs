@@ -1,6 +1,6 @@
 use super::pass::{Pass, Split, pass, sum};
 use super::{Input, Lora, Projection, Workspace, product};
-use crate::abi::{LoraSide, LoraTerm};
+use crate::abi::LoraSide;
 use crate::{Kernels, LaunchError, Operand, OperandMut};
 
 /// Where the result of one projection goes.
@@ -78,12 +78,7 @@ pub fn forward(
     sum(kernels, &sums)?;
 
     for (projection, output) in projections.iter().zip(outputs) {
-        let mut term = LoraTerm {
-            left: x.address(),
-            right: projection.weight.address(),
-            depth: in_features,
-            ..LoraTerm::default()
-        };
+        let mut term = projection.term(x.address(), in_features)?;
         if let (Some(lora), Some(h)) = (&projection.lora, &output.h) {
             term.left_low = h.address();
             term.right_low = lora.b.address();

@@ -1,9 +1,9 @@
 //! A frozen linear layer with its low-rank update as one operation, for projections that share an
 //! input: `y = x·Wᵀ + bias + scaling · drop(x)·Aᵀ·Bᵀ`, forward and backward.
 //!
-//! The activations, `x`, `y`, `dy`, `dx`, and the weights are stored in one type. Everything of the
-//! update (`lora_a`, `lora_b`, `h`, gradients) and the bias are f32, and so are all sums. No sum
-//! depends on the order in which blocks run.
+//! The activations, `x`, `y`, `dy`, `dx`, and the weights are stored in one type, or the weights in
+//! NF4. Everything of the update (`lora_a`, `lora_b`, `h`, gradients) and the bias are f32, and so
+//! are all sums. No sum depends on the order in which blocks run.
 
 mod backward;
 mod forward;
@@ -13,20 +13,29 @@ mod product;
 pub use backward::{Backward, Gradients, backward, backward_workspace};
 pub use forward::{Output, forward, forward_workspace};
 
-use crate::abi::{LORA_MAX_GROUP, LORA_MAX_RANK, LoraDropout};
-use crate::{Element, LaunchError, Operand};
+use crate::abi::{LORA_MAX_GROUP, LORA_MAX_RANK, LoraDropout, LoraTerm};
+use crate::{Element, LaunchError, Operand, nf4};
 
 /// One linear layer.
 #[derive(Debug, Clone, Copy)]
 pub struct Projection<'a> {
     /// The frozen weight, `[out, in]`.
-    pub weight: Operand<'a>,
+    pub weight: Weight<'a>,
     /// Added to each row of the output, `[out]` f32.
     pub bias: Option<Operand<'a>>,
     /// Rows of the weight.
     pub out_features: u32,
     /// The low-rank update.
     pub lora: Option<Lora<'a>>,
+}
+
+/// A frozen weight as it is stored.
+#[derive(Debug, Clone, Copy)]
+pub enum Weight<'a> {
+    /// In the type of the activations.
+    Dense(Operand<'a>),
+    /// In NF4, dequantized on its way into the product.
+    Nf4(nf4::Weight<'a>),
 }
 
 /// A low-rank update `scaling·B·A` of a weight.
@@ -78,6 +87,27 @@ impl Lora<'_> {
     }
 }
 
+impl Projection<'_> {
+    /// The frozen part of a term, once it has been checked: `left`, an address, times the weight along `depth`.
+    fn term(&self, left: u64, depth: u32) -> Result<LoraTerm, LaunchError> {
+        let term = LoraTerm {
+            left,
+            depth,
+            ..LoraTerm::default()
+        };
+        Ok(match &self.weight {
+            Weight::Dense(weight) => LoraTerm {
+                right: weight.address(),
+                ..term
+            },
+            Weight::Nf4(weight) => LoraTerm {
+                quantized: weight.check()?,
+                ..term
+            },
+        })
+    }
+}
+
 /// What the tensors of a call must agree with.
 #[derive(Debug, Clone, Copy)]
 struct Input {
@@ -120,9 +150,19 @@ impl Input {
             u64::from(projection.out_features),
             u64::from(self.in_features),
         );
-        projection
-            .weight
-            .check("weight", self.element, out * in_features)?;
+        match &projection.weight {
+            Weight::Dense(weight) => weight.check("weight", self.element, out * in_features)?,
+            Weight::Nf4(weight) => {
+                let elements = weight.check()?.elements;
+                if elements != out * in_features {
+                    return Err(LaunchError::Length {
+                        tensor: "weight",
+                        expected: out * in_features,
+                        found: elements,
+                    });
+                }
+            }
+        }
         if let Some(bias) = projection.bias {
             bias.check("bias", Element::F32, out)?;
         }

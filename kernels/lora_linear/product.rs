@@ -1,11 +1,11 @@
 //! Launches `product_f32.cu`, `product_16bit.cu` and `skinny_16bit.cu`: the products with the frozen weight, the
 //! update in the same tile.
 
-use crate::abi::{LORA_MAX_GROUP, LORA_SKINNY_OUTS, LORA_THREADS, LoraProduct, LoraTerm};
+use crate::abi::{LORA_MAX_GROUP, LORA_SKINNY_OUTS, LORA_THREADS, LoraProduct, LoraTerm, Nf4Gemv};
 use crate::gemm::{ByTile, are_aligned, by_tile};
 use crate::launch::{GRID_X, GRID_YZ, blocks};
 use crate::modules::{self, Kernel};
-use crate::{Element, Kernels, LaunchError};
+use crate::{Element, Kernels, LaunchError, nf4};
 use cudarc::driver::{CudaFunction, LaunchConfig, PushKernelArg};
 
 const FORWARD: ByTile = by_tile!(
@@ -24,6 +24,22 @@ const DX: ByTile = by_tile!(
     LORA_LINEAR_DX_BF16_SMALL,
     LORA_LINEAR_DX_BF16_UNALIGNED,
 );
+const NF4_FORWARD: ByTile = by_tile!(
+    NF4_LORA_LINEAR_FORWARD_F16_LARGE,
+    NF4_LORA_LINEAR_FORWARD_F16_SMALL,
+    NF4_LORA_LINEAR_FORWARD_F16_UNALIGNED,
+    NF4_LORA_LINEAR_FORWARD_BF16_LARGE,
+    NF4_LORA_LINEAR_FORWARD_BF16_SMALL,
+    NF4_LORA_LINEAR_FORWARD_BF16_UNALIGNED,
+);
+const NF4_DX: ByTile = by_tile!(
+    NF4_LORA_LINEAR_DX_F16_LARGE,
+    NF4_LORA_LINEAR_DX_F16_SMALL,
+    NF4_LORA_LINEAR_DX_F16_UNALIGNED,
+    NF4_LORA_LINEAR_DX_BF16_LARGE,
+    NF4_LORA_LINEAR_DX_BF16_SMALL,
+    NF4_LORA_LINEAR_DX_BF16_UNALIGNED,
+);
 
 /// Below this many tiles of 128 x 128 a GPU is better filled by smaller ones.
 const MANY_TILES: u64 = 64;
@@ -41,19 +57,43 @@ pub(super) fn forward(
     if rows == 0 || cols == 0 {
         return Ok(());
     }
+    let few = Nf4Gemv {
+        weight: term.quantized,
+        x: term.left,
+        h: term.left_low,
+        lora_b: term.right_low,
+        bias,
+        y,
+        tokens: rows,
+        in_features: term.depth,
+        out_features: cols,
+        rank: term.rank,
+        scaling: term.scaling,
+    };
+    let nf4 = term.is_quantized();
+    if nf4 && few.fits() {
+        return nf4::gemv(kernels, element, few);
+    }
     let (function, config) = match element {
         Element::F32 => {
-            let edges = [
-                &modules::LORA_LINEAR_FORWARD_F32_64,
-                &modules::LORA_LINEAR_FORWARD_F32_128,
-            ];
+            let edges = match nf4 {
+                false => [
+                    &modules::LORA_LINEAR_FORWARD_F32_64,
+                    &modules::LORA_LINEAR_FORWARD_F32_128,
+                ],
+                true => [
+                    &modules::NF4_LORA_LINEAR_FORWARD_F32_64,
+                    &modules::NF4_LORA_LINEAR_FORWARD_F32_128,
+                ],
+            };
             choose_f32(kernels, edges, rows, cols)?
         }
         _ => {
             let aligned = are_aligned(&[term.left, term.right, y], &[term.depth, cols]);
-            match aligned && rows <= 16 {
-                true => choose_skinny(kernels, element, rows, cols)?,
-                false => FORWARD.choose(kernels, "x", element, rows, cols, aligned)?,
+            match (nf4, aligned && rows <= 16) {
+                (true, _) => NF4_FORWARD.choose(kernels, "x", element, rows, cols, aligned)?,
+                (false, true) => choose_skinny(kernels, element, rows, cols)?,
+                (false, false) => FORWARD.choose(kernels, "x", element, rows, cols, aligned)?,
             }
         }
     };
@@ -72,22 +112,45 @@ pub(super) fn dx(
     if rows == 0 || cols == 0 {
         return Ok(());
     }
+    let quantized = terms.iter().filter(|term| term.is_quantized()).count();
+    if quantized > 0 && quantized < terms.len() {
+        return Err(LaunchError::Parameter {
+            parameter: "quantized projections",
+            found: quantized as u64,
+            expected: "all that share an input's gradient must be, or none",
+        });
+    }
+    let nf4 = quantized > 0;
     let (function, config) = match element {
         Element::F32 => {
-            let edges = [
-                &modules::LORA_LINEAR_DX_F32_64,
-                &modules::LORA_LINEAR_DX_F32_128,
-            ];
+            let edges = match nf4 {
+                false => [
+                    &modules::LORA_LINEAR_DX_F32_64,
+                    &modules::LORA_LINEAR_DX_F32_128,
+                ],
+                true => [
+                    &modules::NF4_LORA_LINEAR_DX_F32_64,
+                    &modules::NF4_LORA_LINEAR_DX_F32_128,
+                ],
+            };
             choose_f32(kernels, edges, rows, cols)?
         }
         _ => {
             let aligned = terms
                 .iter()
                 .all(|term| are_aligned(&[term.left, term.right, dx], &[term.depth, cols]));
-            DX.choose(kernels, "x", element, rows, cols, aligned)?
+            let by_tile = if nf4 { &NF4_DX } else { &DX };
+            by_tile.choose(kernels, "x", element, rows, cols, aligned)?
         }
     };
     launch(kernels, function, config, rows, cols, terms, &[dx])
+}
+
+impl LoraTerm {
+    /// Whether the weight is NF4: a block of it then has elements.
+    fn is_quantized(&self) -> bool {
+        self.quantized.log2_block_size > 0
+    }
 }
 
 /// The kernel, of those for tiles of 64 and of 128, for a result of `rows x cols`, and the grid that covers it.

@@ -3,9 +3,9 @@
 //   forward  Y  [tokens, out] = X . W^T + scaling H . B^T + bias
 //   dx       dX [tokens, in]  = sum over projections of dY . W + drop(dH . A)
 //
-// Layouts   row-major and dense. left is X [tokens, in] or dY [tokens, out]; right is W [out, in]
+// Layouts   row-major. left is X [tokens, in] or dY [tokens, out]; right is W [out, in]
 //           in both: forward reads it along rows (depth = in), dx along columns (depth = out). They
-//           and the result have one type. left_low is H or dH [tokens, rank] f32; right_low is
+//           and the result have one type, or W is NF4 (nf4/source.cuh). left_low is H or dH [tokens, rank] f32; right_low is
 //           B [out, rank] or A [rank, in], f32; bias [out] f32 or none.
 // Launch    GEMM_THREADS threads per tile of the result (gemm.cuh), as many blocks as tiles. _large
 //           and _small need rows that are whole chunks of 16 bytes and start at multiples of 16.
@@ -23,7 +23,7 @@
 #include "gemm.cuh"
 #include "lora_linear/dropout.cuh"
 #include "lora_linear/simt.cuh"
-#include <type_traits>
+#include "nf4/source.cuh"
 
 constexpr int RANKS = 16; // of a low-rank slice
 using LowRankSlice = EdgeMajor<RANKS * sizeof(float)>;
@@ -128,40 +128,54 @@ __device__ void add_low_rank(Tile &tile, const LoraTerm &term, uint32_t rows, ui
     }
 }
 
-template <typename T, typename Tile, bool right_edge_major, bool aligned>
+template <typename T, typename Tile, bool right_edge_major, bool aligned, bool nf4>
 __device__ void product(const LoraProduct &product, const float *bias, T *out) {
     extern __shared__ __align__(128) unsigned char ring[];
     uint32_t rows = product.rows, cols = product.cols;
     uint2 corner = own_tile<Tile>(rows, cols);
     Tile tile(ring, corner.x, corner.y);
 
+    __shared__ float quant_map[16];
+    if (nf4) {
+        if (threadIdx.x < 16) quant_map[threadIdx.x] = NF4_QUANT_MAP[threadIdx.x];
+        __syncthreads();
+    }
+
     for (uint32_t i = 0; i < product.count; ++i) {
         const LoraTerm &term = product.terms[i];
         using Left = FromEdgeMajor<T, Tile::ROWS, Tile::DEPTH, aligned>;
-        using Right = std::conditional_t<right_edge_major, FromEdgeMajor<T, Tile::COLS, Tile::DEPTH, aligned>,
-                                      FromDepthMajor<T, Tile::COLS, Tile::DEPTH, aligned>>;
         Left left(term.left, rows, term.depth, tile.row0);
-        Right right(term.right, cols, term.depth, tile.col0);
-        tile.begin(left, right);
-        if (term.rank) add_low_rank<Tile, right_edge_major>(tile, term, rows, cols);
-        tile.add(left, right, term.depth);
+        auto add = [&](auto right) {
+            tile.begin(left, right);
+            if (term.rank) add_low_rank<Tile, right_edge_major>(tile, term, rows, cols);
+            tile.add(left, right, term.depth);
+        };
+        if constexpr (nf4)
+            add(FromNf4<T, Tile::COLS, Tile::DEPTH, aligned, right_edge_major>(term.quantized, quant_map, cols,
+                                                                               term.depth, tile.col0));
+        else if constexpr (right_edge_major)
+            add(FromEdgeMajor<T, Tile::COLS, Tile::DEPTH, aligned>(term.right, cols, term.depth, tile.col0));
+        else
+            add(FromDepthMajor<T, Tile::COLS, Tile::DEPTH, aligned>(term.right, cols, term.depth, tile.col0));
     }
     tile.template store<aligned>(out, rows, cols, bias);
 }
 
-#define PRODUCT(T, storage, name, Tile, blocks, aligned)                                                    \
-    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, blocks) lora_linear_forward_##storage##_##name( \
-        const __grid_constant__ LoraProduct shape, const float *bias, T *y) {                               \
-        product<T, Tile<T>, true, aligned>(shape, bias, y);                                                 \
-    }                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, blocks) lora_linear_dx_##storage##_##name(   \
-        const __grid_constant__ LoraProduct shape, T *dx) {                                                 \
-        product<T, Tile<T>, false, aligned>(shape, nullptr, dx);                                            \
+#define PRODUCT(prefix, nf4, T, storage, name, Tile, blocks, aligned)                                    \
+    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, blocks) prefix##_forward_##storage##_##name( \
+        const __grid_constant__ LoraProduct shape, const float *bias, T *y) {                            \
+        product<T, Tile<T>, true, aligned, nf4>(shape, bias, y);                                         \
+    }                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, blocks) prefix##_dx_##storage##_##name(   \
+        const __grid_constant__ LoraProduct shape, T *dx) {                                              \
+        product<T, Tile<T>, false, aligned, nf4>(shape, nullptr, dx);                                    \
     }
-#define PRODUCTS(T, storage)                           \
-    PRODUCT(T, storage, large, LargeTile, 1, true)     \
-    PRODUCT(T, storage, small, SmallTile, 2, true)     \
-    PRODUCT(T, storage, unaligned, SmallTile, 2, false)
+#define PRODUCTS(prefix, nf4, T, storage)                           \
+    PRODUCT(prefix, nf4, T, storage, large, LargeTile, 1, true)     \
+    PRODUCT(prefix, nf4, T, storage, small, SmallTile, 2, true)     \
+    PRODUCT(prefix, nf4, T, storage, unaligned, SmallTile, 2, false)
 
-PRODUCTS(__half, f16)
-PRODUCTS(__nv_bfloat16, bf16)
+PRODUCTS(lora_linear, false, __half, f16)
+PRODUCTS(lora_linear, false, __nv_bfloat16, bf16)
+PRODUCTS(nf4_lora_linear, true, __half, f16)
+PRODUCTS(nf4_lora_linear, true, __nv_bfloat16, bf16)

@@ -3,14 +3,15 @@
 //   forward  Y  [tokens, out] = X . W^T + scaling H . B^T + bias
 //   dx       dX [tokens, in]  = sum over projections of dY . W + drop(dH . A)
 //
-// Layouts   row-major and dense. left is X [tokens, in] or dY [tokens, out]; right is W [out, in]
-//           in both: forward reads it along rows (depth = in), dx along columns (depth = out).
-//           left_low is H or dH [tokens, rank]; right_low is B [out, rank] or A [rank, in]. bias
+// Layouts   row-major. left is X [tokens, in] or dY [tokens, out]; right is W [out, in] in both:
+//           forward reads it along rows (depth = in), dx along columns (depth = out). W is f32, or
+//           NF4 in the kernels that say so, dequantized on its way through registers: blocks run
+//           along its rows, so both directions read neighbouring codes. left_low is H or dH [tokens, rank]; right_low is B [out, rank] or A [rank, in]. bias
 //           [out] or none. All start at a multiple of 4 bytes; rows that are a multiple of 16 bytes
 //           long and aligned are read and written 16 bytes at a time.
 // Launch    LORA_THREADS threads per TILE x TILE tile of the result, 128 or 64; grid (cols / TILE,
 //           rows / TILE), rounded up. The update is `rank` more columns of depth in the same tile.
-// Shared    two stages of two slices of 16 x TILE, 33.8 KB for 128. Rows are padded by 4: a warp's
+// Shared    two stages of two slices of 16 x TILE, 33.8 KB for 128; the 16 values of NF4. Rows are padded by 4: a warp's
 //           transposing stores fall into different banks, and 16-byte reads stay aligned.
 // Registers TILE / 16 squared results per thread, and the next slice on its way to shared memory.
 // Traffic   at least 4 (rows depth + cols depth + rows cols) bytes; it moves left cols / TILE times
@@ -18,6 +19,31 @@
 #include "abi.h"
 #include "lora_linear/dropout.cuh"
 #include "lora_linear/simt.cuh"
+#include "nf4/format.cuh"
+
+// An NF4 weight as simt.cuh's Matrix.
+struct Nf4Matrix {
+    const Nf4Weight &weight;
+    const float *quant_map; // [16] in shared memory
+    uint32_t rows, cols;
+
+    __device__ float4 load4(uint32_t row, uint32_t col) const {
+        float values[4] = {};
+        if (row < rows && col < cols) {
+            const uint8_t *packed = reinterpret_cast<const uint8_t *>(weight.packed);
+            uint64_t index = (uint64_t)row * cols + col;
+            if (cols % 4 == 0) { // within two bytes and one block
+                uint32_t word = *reinterpret_cast<const uint16_t *>(packed + index / 2);
+                float scale = nf4_absmax(weight, index);
+                for (int i = 0; i < 4; ++i) values[i] = quant_map[nf4_code(word, i)] * scale;
+            } else {
+                for (int i = 0; i < 4 && col + i < cols; ++i, ++index)
+                    values[i] = quant_map[nf4_code(packed[index / 2], index % 2)] * nf4_absmax(weight, index);
+            }
+        }
+        return make_float4(values[0], values[1], values[2], values[3]);
+    }
+};
 
 constexpr int DEPTH = 16; // of a slice
 
@@ -38,7 +64,8 @@ template <int TILE, bool edge_major> struct Fetched {
         return edge_major ? 4 * (i % 2 + i / (2 * TILE) * 2) : i / (TILE / 4);
     }
 
-    __device__ void load(const Matrix &factor, uint32_t edge0, uint32_t depth0, float scaling) {
+    template <typename Factor>
+    __device__ void load(const Factor &factor, uint32_t edge0, uint32_t depth0, float scaling) {
         for (int j = 0; j < COUNT; ++j) {
             uint32_t e = edge0 + edge(j), d = depth0 + depth(j);
             float4 v = edge_major ? factor.load4(e, d) : factor.load4(d, e);
@@ -111,7 +138,8 @@ template <int TILE, bool right_edge_major> struct Tile {
     }
 
     // sums += drop(scaling left . right)
-    __device__ void add(const Matrix &left, const Matrix &right, uint32_t depth, float scaling,
+    template <typename Right>
+    __device__ void add(const Matrix &left, const Right &right, uint32_t depth, float scaling,
                         const LoraDropout *dropout, uint32_t cols) {
         uint32_t mask[EDGE] = {};
         if (dropout)
@@ -143,7 +171,7 @@ template <int TILE, bool right_edge_major> struct Tile {
     }
 };
 
-template <int TILE, bool right_edge_major>
+template <int TILE, bool right_edge_major, bool nf4>
 __device__ void product(const LoraProduct &product, const float *bias, float *out) {
     __shared__ Slice<TILE> left_slices[2];
     __shared__ Slice<TILE> right_slices[2];
@@ -151,17 +179,28 @@ __device__ void product(const LoraProduct &product, const float *bias, float *ou
                                       blockIdx.x * TILE, {}};
     uint32_t rows = product.rows, cols = product.cols;
 
+    __shared__ float quant_map[16];
+    if (nf4) {
+        if (threadIdx.x < 16) quant_map[threadIdx.x] = NF4_QUANT_MAP[threadIdx.x];
+        __syncthreads();
+    }
+
     for (uint32_t i = 0; i < product.count; ++i) {
         const LoraTerm &term = product.terms[i];
-        auto right = [&](uint64_t address, uint32_t depth) {
-            return right_edge_major ? Matrix(address, cols, depth) : Matrix(address, depth, cols);
-        };
-        tile.add(Matrix(term.left, rows, term.depth), right(term.right, term.depth), term.depth,
-                 1.0f, nullptr, cols);
-        if (term.rank)
-            tile.add(Matrix(term.left_low, rows, term.rank), right(term.right_low, term.rank),
-                     term.rank, term.scaling, term.dropout.probability > 0 ? &term.dropout : nullptr,
-                     cols);
+        uint32_t right_rows = right_edge_major ? cols : term.depth;
+        uint32_t right_cols = right_edge_major ? term.depth : cols;
+        Matrix left(term.left, rows, term.depth);
+        if constexpr (nf4)
+            tile.add(left, Nf4Matrix{term.quantized, quant_map, right_rows, right_cols}, term.depth, 1.0f,
+                     nullptr, cols);
+        else
+            tile.add(left, Matrix(term.right, right_rows, right_cols), term.depth, 1.0f, nullptr, cols);
+        if (term.rank) {
+            Matrix right_low = right_edge_major ? Matrix(term.right_low, cols, term.rank)
+                                                : Matrix(term.right_low, term.rank, cols);
+            tile.add(Matrix(term.left_low, rows, term.rank), right_low, term.rank, term.scaling,
+                     term.dropout.probability > 0 ? &term.dropout : nullptr, cols);
+        }
     }
 
     constexpr int EDGE = Tile<TILE, right_edge_major>::EDGE;
@@ -179,15 +218,17 @@ __device__ void product(const LoraProduct &product, const float *bias, float *ou
     }
 }
 
-#define PRODUCT(TILE)                                                                             \
-    extern "C" __global__ void __launch_bounds__(LORA_THREADS) lora_linear_forward_f32_##TILE(    \
+#define PRODUCT(TILE, prefix, nf4)                                                                \
+    extern "C" __global__ void __launch_bounds__(LORA_THREADS) prefix##_forward_f32_##TILE(       \
         const __grid_constant__ LoraProduct shape, const float *bias, float *y) {                 \
-        product<TILE, true>(shape, bias, y);                                                      \
+        product<TILE, true, nf4>(shape, bias, y);                                                 \
     }                                                                                             \
     extern "C" __global__ void __launch_bounds__(LORA_THREADS)                                    \
-        lora_linear_dx_f32_##TILE(const __grid_constant__ LoraProduct shape, float *dx) {         \
-        product<TILE, false>(shape, nullptr, dx);                                                 \
+        prefix##_dx_f32_##TILE(const __grid_constant__ LoraProduct shape, float *dx) {            \
+        product<TILE, false, nf4>(shape, nullptr, dx);                                            \
     }
 
-PRODUCT(64)
-PRODUCT(128)
+PRODUCT(64, lora_linear, false)
+PRODUCT(128, lora_linear, false)
+PRODUCT(64, nf4_lora_linear, true)
+PRODUCT(128, nf4_lora_linear, true)

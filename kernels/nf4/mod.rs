@@ -1,9 +1,11 @@
 //! The 4-bit NormalFloat format of QLoRA (Dettmers et al. 2023), laid out as bitsandbytes does.
 
 mod dequantize;
+mod gemv;
 mod quantize;
 
 pub use dequantize::dequantize;
+pub(crate) use gemv::gemv;
 pub use quantize::quantize;
 
 use crate::abi::{NF4_NESTED_BLOCK_SIZE, Nf4Weight};

@@ -13,6 +13,7 @@ mod lora_linear;
 mod loss;
 mod matmul;
 mod nf4;
+mod nf4_gemv;
 mod norm;
 mod optimizer;
 mod rope;
@@ -31,6 +32,7 @@ const TESTED: &[&[&str]] = &[
     loss::KERNELS,
     matmul::KERNELS,
     nf4::KERNELS,
+    nf4_gemv::KERNELS,
     norm::KERNELS,
     optimizer::KERNELS,
     rope::KERNELS,

@@ -1,9 +1,10 @@
 //! The NF4 format, to the bit: quantization and dequantization.
 
 use crate::device::{Device, numbers};
-use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
+use crate::storage::Storage;
+use cudarc::driver::CudaSlice;
+use fuselora_kernels::LaunchError;
 use fuselora_kernels::nf4::{Absmax, Weight, dequantize, quantize};
-use fuselora_kernels::{LaunchError, Stored};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -114,89 +115,84 @@ impl Quantized {
             .collect()
     }
 
-    /// A copy on the device, as launchers take it.
-    pub fn on_device<R>(&self, device: &Device, then: impl FnOnce(&Weight) -> R) -> R {
-        let packed = device.upload(&self.packed);
-        let weight = |absmax| Weight {
-            elements: self.elements as u64,
-            block_size: self.block_size,
-            packed: device.operand(&packed),
-            absmax,
-        };
-        match &self.statistics {
-            Statistics::Plain(absmax) => {
-                let absmax = device.upload(absmax);
-                then(&weight(Absmax::Plain(device.operand(&absmax))))
-            }
+    /// A copy on the device.
+    pub fn upload(&self, device: &Device) -> Uploaded {
+        let statistics = match &self.statistics {
+            Statistics::Plain(absmax) => UploadedStatistics::Plain(device.upload(absmax)),
             Statistics::Nested {
                 absmax,
                 nested_quant_map,
                 nested_absmax,
                 offset,
-            } => {
-                let absmax = device.upload(absmax);
-                let nested_quant_map = device.upload(nested_quant_map);
-                let nested_absmax = device.upload(nested_absmax);
-                then(&weight(Absmax::Nested {
-                    absmax: device.operand(&absmax),
-                    nested_quant_map: device.operand(&nested_quant_map),
-                    nested_absmax: device.operand(&nested_absmax),
-                    offset: *offset,
-                }))
-            }
+            } => UploadedStatistics::Nested {
+                absmax: device.upload(absmax),
+                nested_quant_map: device.upload(nested_quant_map),
+                nested_absmax: device.upload(nested_absmax),
+                offset: *offset,
+            },
+        };
+        Uploaded {
+            elements: self.elements as u64,
+            block_size: self.block_size,
+            packed: device.upload(&self.packed),
+            statistics,
         }
     }
 }
 
-/// A float type of weights, and its bits.
-trait Float: Stored + DeviceRepr + ValidAsZeroBits + Copy + Default {
-    fn from_f32(value: f32) -> Self;
-    fn to_f32(self) -> f32;
-    fn bits(self) -> u32;
+/// A quantized weight on the device.
+pub struct Uploaded {
+    elements: u64,
+    block_size: u32,
+    packed: CudaSlice<u8>,
+    statistics: UploadedStatistics,
 }
 
-impl Float for f32 {
-    fn from_f32(value: f32) -> f32 {
-        value
-    }
-    fn to_f32(self) -> f32 {
-        self
-    }
-    fn bits(self) -> u32 {
-        self.to_bits()
+enum UploadedStatistics {
+    Plain(CudaSlice<f32>),
+    Nested {
+        absmax: CudaSlice<u8>,
+        nested_quant_map: CudaSlice<f32>,
+        nested_absmax: CudaSlice<f32>,
+        offset: f32,
+    },
+}
+
+impl Uploaded {
+    /// As launchers take it.
+    pub fn weight<'a>(&'a self, device: &'a Device) -> Weight<'a> {
+        Weight {
+            elements: self.elements,
+            block_size: self.block_size,
+            packed: device.operand(&self.packed),
+            absmax: match &self.statistics {
+                UploadedStatistics::Plain(absmax) => Absmax::Plain(device.operand(absmax)),
+                UploadedStatistics::Nested {
+                    absmax,
+                    nested_quant_map,
+                    nested_absmax,
+                    offset,
+                } => Absmax::Nested {
+                    absmax: device.operand(absmax),
+                    nested_quant_map: device.operand(nested_quant_map),
+                    nested_absmax: device.operand(nested_absmax),
+                    offset: *offset,
+                },
+            },
+        }
     }
 }
 
-impl Float for f16 {
-    fn from_f32(value: f32) -> f16 {
-        f16::from_f32(value)
-    }
-    fn to_f32(self) -> f32 {
-        f16::to_f32(self)
-    }
-    fn bits(self) -> u32 {
-        self.to_bits().into()
-    }
-}
-
-impl Float for bf16 {
-    fn from_f32(value: f32) -> bf16 {
-        bf16::from_f32(value)
-    }
-    fn to_f32(self) -> f32 {
-        bf16::to_f32(self)
-    }
-    fn bits(self) -> u32 {
-        self.to_bits().into()
-    }
-}
-
-fn bits<T: Float>(values: &[T]) -> Vec<u32> {
-    values.iter().map(|x| x.bits()).collect()
+/// The bits of what is stored, as those of the f32 that it stands for.
+fn bits<T: Storage>(values: &[T]) -> Vec<u32> {
+    values
+        .iter()
+        .map(|x| (x.value() as f32).to_bits())
+        .collect()
 }
 
 /// What the device makes of the elements in `first..first + count`.
-fn dequantized<T: Float>(
+fn dequantized<T: Storage>(
     weight: &Quantized,
     first: usize,
     count: usize,
@@ -205,19 +201,18 @@ fn dequantized<T: Float>(
     let device = Device::open();
     device.shuffle(seed);
     let mut out = device.output::<T>(count);
-    weight.on_device(&device, |weight| {
-        dequantize(
-            &device.kernels,
-            weight,
-            first as u64,
-            device.operand_mut(&mut out),
-        )
-    })?;
+    let uploaded = weight.upload(&device);
+    dequantize(
+        &device.kernels,
+        &uploaded.weight(&device),
+        first as u64,
+        device.operand_mut(&mut out),
+    )?;
     Ok(device.download(&out))
 }
 
 /// The codes and the absmax that the device finds.
-fn quantized<T: Float>(x: &[T], block_size: u32, seed: u64) -> (Vec<u8>, Vec<f32>) {
+fn quantized<T: Storage>(x: &[T], block_size: u32, seed: u64) -> (Vec<u8>, Vec<f32>) {
     let device = Device::open();
     device.shuffle(seed);
     let x_device = device.upload(x);
@@ -281,13 +276,13 @@ proptest! {
         let count = ((part.1 * (elements - first) as f64) as usize).max(1);
         let expected = &weight.values()[first..first + count];
 
-        fn agrees<T: Float>(
+        fn agrees<T: Storage>(
             weight: &Quantized,
             first: usize,
             expected: &[f32],
             seed: u64,
         ) -> Result<(), TestCaseError> {
-            let rounded: Vec<T> = expected.iter().map(|&x| T::from_f32(x)).collect();
+            let rounded: Vec<T> = expected.iter().map(|&x| T::of(x)).collect();
             let found = dequantized::<T>(weight, first, expected.len(), seed)?;
             prop_assert_eq!(bits(&found), bits(&rounded));
             Ok(())
@@ -316,9 +311,9 @@ proptest! {
             })
             .collect();
 
-        fn agrees<T: Float>(x: &[f32], block_size: u32, seed: u64) -> Result<(), TestCaseError> {
-            let stored: Vec<T> = x.iter().map(|&x| T::from_f32(x)).collect();
-            let widened: Vec<f32> = stored.iter().map(|x| x.to_f32()).collect();
+        fn agrees<T: Storage>(x: &[f32], block_size: u32, seed: u64) -> Result<(), TestCaseError> {
+            let stored: Vec<T> = x.iter().map(|&x| T::of(x)).collect();
+            let widened: Vec<f32> = stored.iter().map(|x| x.value() as f32).collect();
             let (packed, absmax) = quantized(&stored, block_size, seed);
             let (expected, expected_absmax) = quantize_reference(&widened, block_size as usize);
             prop_assert_eq!(packed, expected);
@@ -408,7 +403,7 @@ fn agrees_with_bitsandbytes() {
             let expected = bytes("dequantized_bf16");
             let expected = expected.as_chunks().0.iter();
             let expected: Vec<u32> = expected
-                .map(|&value| u16::from_le_bytes(value).into())
+                .map(|&value| f32::from(bf16::from_le_bytes(value)).to_bits())
                 .collect();
             assert!(bits(&found) == expected, "{name}");
         }

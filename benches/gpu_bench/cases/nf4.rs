@@ -1,74 +1,187 @@
-//! Dequantizing an NF4 weight. Shapes are `[out_features, in_features]`.
+//! NF4 weights. Shapes are `[out_features, in_features]`, with the tokens before them for products.
 
 use crate::case::{Case, Scope};
+use crate::device::{Buffer, Device};
 use crate::timing::Call;
+use anyhow::Result;
 use fuselora_kernels::Element;
-use fuselora_kernels::nf4::{Absmax, Weight, dequantize};
+use fuselora_kernels::lora_linear::{self, Output, Projection, forward};
+use fuselora_kernels::nf4::{Absmax, Weight, dequantize, quantize};
 
 const BLOCK_SIZE: u64 = 64;
 /// Absmax values that share one of the second level.
 const NESTED_BLOCK_SIZE: u64 = 256;
 
 pub fn cases(scope: Scope) -> Vec<Case> {
-    let shapes: &[[u32; 2]] = match scope {
-        Scope::Tiny => &[[64, 64]],
-        Scope::Quick => &[[4096, 4096]],
-        Scope::Full => &[[4096, 4096], [14336, 4096]],
+    let (shapes, tokens): (&[[u32; 2]], &[u32]) = match scope {
+        Scope::Tiny => (&[[64, 64]], &[1, 9]),
+        Scope::Quick => (&[[4096, 4096]], &[1, 2048]),
+        Scope::Full => (&[[4096, 4096], [14336, 4096]], &[1, 4, 8, 128, 2048]),
     };
     let mut cases = Vec::new();
     for &shape in shapes {
         for element in [Element::Bf16, Element::F32] {
-            cases.extend([false, true].map(|nested| case(shape, element, nested)));
+            for nested in [false, true] {
+                cases.push(dequantize_case(shape, element, nested));
+                cases.extend(
+                    tokens
+                        .iter()
+                        .map(|&t| product_case(t, shape, element, nested)),
+                );
+            }
+            cases.push(quantize_case(shape, element));
         }
     }
     cases
 }
 
-fn case(shape: [u32; 2], element: Element, nested: bool) -> Case {
-    let elements = shape
-        .iter()
-        .map(|&extent| u64::from(extent))
-        .product::<u64>();
-    let blocks = elements.div_ceil(BLOCK_SIZE);
-    let outer = blocks.div_ceil(NESTED_BLOCK_SIZE);
-    let (name, statistics) = match nested {
-        false => ("nf4 dequantize", 4 * blocks),
-        true => ("nf4 dequantize, nested", blocks + 4 * outer),
-    };
+fn dequantize_case(shape: [u32; 2], element: Element, nested: bool) -> Case {
+    let size = Size::of(shape);
     Case {
-        name,
+        name: ["nf4 dequantize", "nf4 dequantize, nested"][usize::from(nested)],
         shape: shape.to_vec(),
         element,
-        bytes: elements / 2 + statistics + element.size_in_bytes() * elements,
+        bytes: size.bytes(nested) + element.size_in_bytes() * size.elements,
         flops: 0,
         make: Box::new(move |device| {
-            let packed = device.random(Element::U8, elements.div_ceil(2))?;
-            let absmax = match nested {
-                false => device.random(Element::F32, blocks)?,
-                true => device.random(Element::U8, blocks)?,
-            };
-            let quant_map = device.random(Element::F32, 256)?;
-            let nested_absmax = device.random(Element::F32, outer)?;
-            let mut out = device.empty(element, elements)?;
+            let weight = Buffers::new(device, size, nested)?;
+            let mut out = device.empty(element, size.elements)?;
             let call: Call = Box::new(move |kernels| {
-                let absmax = match nested {
-                    false => Absmax::Plain(absmax.operand()),
-                    true => Absmax::Nested {
-                        absmax: absmax.operand(),
-                        nested_quant_map: quant_map.operand(),
-                        nested_absmax: nested_absmax.operand(),
-                        offset: 0.0,
-                    },
-                };
-                let weight = Weight {
-                    elements,
-                    block_size: BLOCK_SIZE as u32,
-                    packed: packed.operand(),
-                    absmax,
-                };
-                dequantize(kernels, &weight, 0, out.operand_mut())
+                dequantize(kernels, &weight.weight(), 0, out.operand_mut())
             });
             Ok(call)
         }),
+    }
+}
+
+fn quantize_case(shape: [u32; 2], element: Element) -> Case {
+    let size = Size::of(shape);
+    Case {
+        name: "nf4 quantize",
+        shape: shape.to_vec(),
+        element,
+        bytes: size.bytes(false) + element.size_in_bytes() * size.elements,
+        flops: 0,
+        make: Box::new(move |device| {
+            let x = device.random(element, size.elements)?;
+            let mut packed = device.empty(Element::U8, size.elements.div_ceil(2))?;
+            let mut absmax = device.empty(Element::F32, size.blocks)?;
+            let call: Call = Box::new(move |kernels| {
+                let (packed, absmax) = (packed.operand_mut(), absmax.operand_mut());
+                quantize(kernels, x.operand(), BLOCK_SIZE as u32, packed, absmax)
+            });
+            Ok(call)
+        }),
+    }
+}
+
+/// The frozen product alone, as generation and a forward pass have it.
+fn product_case(tokens: u32, shape: [u32; 2], element: Element, nested: bool) -> Case {
+    let (size, [out_features, in_features]) = (Size::of(shape), shape);
+    let [x_len, y_len] = [in_features, out_features].map(|n| u64::from(tokens) * u64::from(n));
+    Case {
+        name: ["nf4 product", "nf4 product, nested"][usize::from(nested)],
+        shape: vec![tokens, out_features, in_features],
+        element,
+        bytes: size.bytes(nested) + element.size_in_bytes() * (x_len + y_len),
+        flops: 2 * u64::from(tokens) * size.elements,
+        make: Box::new(move |device| {
+            let weight = Buffers::new(device, size, nested)?;
+            let x = device.random(element, x_len)?;
+            let mut y = device.empty(element, y_len)?;
+            let mut workspace = device.empty(Element::F32, 1)?;
+            let call: Call = Box::new(move |kernels| {
+                let projection = Projection {
+                    weight: lora_linear::Weight::Nf4(weight.weight()),
+                    bias: None,
+                    out_features,
+                    lora: None,
+                };
+                let output = Output {
+                    y: y.operand_mut(),
+                    h: None,
+                };
+                forward(
+                    kernels,
+                    tokens,
+                    in_features,
+                    x.operand(),
+                    &[projection],
+                    &[output],
+                    workspace.operand_mut(),
+                )
+            });
+            Ok(call)
+        }),
+    }
+}
+
+/// How much a weight holds.
+#[derive(Clone, Copy)]
+struct Size {
+    elements: u64,
+    blocks: u64,
+    nested_blocks: u64,
+}
+
+impl Size {
+    fn of([out_features, in_features]: [u32; 2]) -> Size {
+        let elements = u64::from(out_features) * u64::from(in_features);
+        let blocks = elements.div_ceil(BLOCK_SIZE);
+        Size {
+            elements,
+            blocks,
+            nested_blocks: blocks.div_ceil(NESTED_BLOCK_SIZE),
+        }
+    }
+
+    /// Codes and statistics.
+    fn bytes(&self, nested: bool) -> u64 {
+        self.elements / 2
+            + match nested {
+                false => 4 * self.blocks,
+                true => self.blocks + 4 * self.nested_blocks,
+            }
+    }
+}
+
+/// A quantized weight.
+struct Buffers {
+    size: Size,
+    nested: bool,
+    packed: Buffer,
+    absmax: Buffer,
+    nested_quant_map: Buffer,
+    nested_absmax: Buffer,
+}
+
+impl Buffers {
+    fn new(device: &Device, size: Size, nested: bool) -> Result<Buffers> {
+        let absmax = if nested { Element::U8 } else { Element::F32 };
+        Ok(Buffers {
+            size,
+            nested,
+            packed: device.random(Element::U8, size.elements.div_ceil(2))?,
+            absmax: device.random(absmax, size.blocks)?,
+            nested_quant_map: device.random(Element::F32, 256)?,
+            nested_absmax: device.random(Element::F32, size.nested_blocks)?,
+        })
+    }
+
+    fn weight(&self) -> Weight<'_> {
+        Weight {
+            elements: self.size.elements,
+            block_size: BLOCK_SIZE as u32,
+            packed: self.packed.operand(),
+            absmax: match self.nested {
+                false => Absmax::Plain(self.absmax.operand()),
+                true => Absmax::Nested {
+                    absmax: self.absmax.operand(),
+                    nested_quant_map: self.nested_quant_map.operand(),
+                    nested_absmax: self.nested_absmax.operand(),
+                    offset: 0.0,
+                },
+            },
+        }
     }
 }

@@ -1,26 +1,36 @@
 use super::{Counting, Device, extents};
 use anyhow::{Context, Result};
 use fuselora_kernels::lora_linear::{
-    Backward, Gradients, Lora, Output, Projection, backward, backward_workspace, forward,
+    Backward, Gradients, Lora, Output, Projection, Weight, backward, backward_workspace, forward,
     forward_workspace,
 };
+use fuselora_kernels::nf4;
 use half::{bf16, f16};
 
 pub fn launch(device: &Device, kernel: &str, shape: Option<&[u64]>) -> Result<Option<Vec<u64>>> {
+    let (kernel, nf4) = match kernel.strip_prefix("nf4_") {
+        Some(kernel) => (kernel, true),
+        None => (kernel, false),
+    };
     let Some(operation) = kernel.strip_prefix("lora_linear_") else {
         return Ok(None);
     };
     // The storage type is before the tile's name, or last.
     let named = |storage: &str| operation.split('_').any(|word| word == storage);
     match (named("f16"), named("bf16")) {
-        (true, _) => run::<f16>(device, operation, shape),
-        (_, true) => run::<bf16>(device, operation, shape),
-        _ => run::<f32>(device, operation, shape),
+        (true, _) => run::<f16>(device, operation, nf4, shape),
+        (_, true) => run::<bf16>(device, operation, nf4, shape),
+        _ => run::<f32>(device, operation, nf4, shape),
     }
     .map(Some)
 }
 
-fn run<T: Counting>(device: &Device, operation: &str, shape: Option<&[u64]>) -> Result<Vec<u64>> {
+fn run<T: Counting>(
+    device: &Device,
+    operation: &str,
+    nf4: bool,
+    shape: Option<&[u64]>,
+) -> Result<Vec<u64>> {
     let is = |name: &str| operation.starts_with(name);
     // Tokens, in_features, out_features, rank. Few tiles get the smaller ones, few blocks of a pass too.
     let own = match operation {
@@ -37,8 +47,8 @@ fn run<T: Counting>(device: &Device, operation: &str, shape: Option<&[u64]>) -> 
     };
     let shape = extents(shape, own)?;
     match is("forward") || is("skinny") || is("h_") || is("sum") {
-        true => run_forward::<T>(device, shape)?,
-        false => run_backward::<T>(device, shape, !is("dh_") || is("dh_db"))?,
+        true => run_forward::<T>(device, shape, nf4)?,
+        false => run_backward::<T>(device, shape, nf4, !is("dh_") || is("dh_db"))?,
     }
     Ok(shape.to_vec())
 }
@@ -47,16 +57,28 @@ fn run<T: Counting>(device: &Device, operation: &str, shape: Option<&[u64]>) -> 
 fn with_projection<T: Counting>(
     device: &Device,
     [_, in_features, out_features, rank]: [u64; 4],
+    nf4: bool,
     then: impl FnOnce(Projection) -> Result<()>,
 ) -> Result<()> {
-    let weight = device.zeros::<T>(out_features * in_features)?;
-    let a = device.zeros::<f32>(rank * in_features)?;
-    let b = device.zeros::<f32>(out_features * rank)?;
+    let elements = out_features * in_features;
+    let dense = device.zeros::<T>(elements)?;
+    let packed = device.zeros::<u8>(elements.div_ceil(2))?;
+    let absmax = device.zeros::<f32>(elements.div_ceil(64))?;
+    let a = device.zeros::<f32>((rank * in_features).max(1))?;
+    let b = device.zeros::<f32>((out_features * rank).max(1))?;
     then(Projection {
-        weight: device.operand(&weight),
+        weight: match nf4 {
+            false => Weight::Dense(device.operand(&dense)),
+            true => Weight::Nf4(nf4::Weight {
+                elements,
+                block_size: 64,
+                packed: device.operand(&packed),
+                absmax: nf4::Absmax::Plain(device.operand(&absmax)),
+            }),
+        },
         bias: None,
         out_features: out_features.try_into()?,
-        lora: Some(Lora {
+        lora: (rank > 0).then_some(Lora {
             a: device.operand(&a),
             b: device.operand(&b),
             rank: rank.try_into()?,
@@ -66,18 +88,18 @@ fn with_projection<T: Counting>(
     })
 }
 
-fn run_forward<T: Counting>(device: &Device, shape: [u64; 4]) -> Result<()> {
+pub(super) fn run_forward<T: Counting>(device: &Device, shape: [u64; 4], nf4: bool) -> Result<()> {
     let [tokens, in_features, out_features, rank] = shape;
     let x = device.zeros::<T>(tokens * in_features)?;
     let mut y = device.zeros::<T>(tokens * out_features)?;
-    let mut h = device.zeros::<f32>(tokens * rank)?;
+    let mut h = device.zeros::<f32>((tokens * rank).max(1))?;
     let (tokens, in_features) = (tokens.try_into()?, in_features.try_into()?);
-    with_projection::<T>(device, shape, |projection| {
+    with_projection::<T>(device, shape, nf4, |projection| {
         let mut workspace =
-            device.zeros::<f32>(forward_workspace(tokens, in_features, &[projection]))?;
+            device.zeros::<f32>(forward_workspace(tokens, in_features, &[projection]).max(1))?;
         let output = Output {
             y: device.operand_mut(&mut y),
-            h: Some(device.operand_mut(&mut h)),
+            h: (rank > 0).then(|| device.operand_mut(&mut h)),
         };
         forward(
             &device.kernels,
@@ -92,7 +114,12 @@ fn run_forward<T: Counting>(device: &Device, shape: [u64; 4]) -> Result<()> {
     })
 }
 
-fn run_backward<T: Counting>(device: &Device, shape: [u64; 4], trained: bool) -> Result<()> {
+fn run_backward<T: Counting>(
+    device: &Device,
+    shape: [u64; 4],
+    nf4: bool,
+    trained: bool,
+) -> Result<()> {
     let [tokens, in_features, out_features, rank] = shape;
     let x = device.zeros::<T>(tokens * in_features)?;
     let mut dx = device.zeros::<T>(tokens * in_features)?;
@@ -101,7 +128,7 @@ fn run_backward<T: Counting>(device: &Device, shape: [u64; 4], trained: bool) ->
     let mut da = device.zeros::<f32>(rank * in_features)?;
     let mut db = device.zeros::<f32>(out_features * rank)?;
     let (tokens, in_features) = (tokens.try_into()?, in_features.try_into()?);
-    with_projection::<T>(device, shape, |projection| {
+    with_projection::<T>(device, shape, nf4, |projection| {
         let items = [Backward {
             projection,
             dy: device.operand(&dy),

@@ -1,3 +1,4 @@
+use super::lora_linear::run_forward;
 use super::{Counting, Device, extents};
 use anyhow::Result;
 use fuselora_kernels::nf4::{Absmax, Weight, dequantize, quantize};
@@ -11,8 +12,14 @@ fn run<T: Counting>(
     device: &Device,
     shape: Option<&[u64]>,
 ) -> Result<Option<Vec<u64>>> {
-    if !matches!(operation, "nf4_dequantize" | "nf4_quantize") {
-        return Ok(None);
+    match operation {
+        "nf4_dequantize" | "nf4_quantize" => {}
+        "nf4_gemv" => {
+            let [tokens, in_features, out_features] = extents(shape, [1, 4096, 1024])?;
+            run_forward::<T>(device, [tokens, in_features, out_features, 0], true)?;
+            return Ok(Some(vec![tokens, in_features, out_features]));
+        }
+        _ => return Ok(None),
     }
     let [elements, block_size] = extents(shape, [1 << 20, 64])?;
     let mut packed = device.zeros::<u8>(elements.div_ceil(2))?;

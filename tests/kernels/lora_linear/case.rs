@@ -1,12 +1,13 @@
 //! A case: the numbers of projections that share an input, and what the device makes of them.
 
 use crate::device::{Device, numbers};
+use crate::nf4::{self, Quantized};
 use crate::storage::Storage;
 use cudarc::driver::CudaSlice;
 use fuselora_kernels::LaunchError;
 use fuselora_kernels::lora_linear::{
-    Backward, Dropout, Gradients, Lora, Output, Projection, backward, backward_workspace, forward,
-    forward_workspace,
+    Backward, Dropout, Gradients, Lora, Output, Projection, Weight, backward, backward_workspace,
+    forward, forward_workspace,
 };
 use proptest::prelude::*;
 
@@ -26,6 +27,8 @@ pub struct Case {
     pub tokens: usize,
     pub in_features: usize,
     pub layers: Vec<Layer>,
+    /// The block size of NF4 weights, and whether their absmax is quantized too.
+    pub nf4: Option<(u32, bool)>,
     pub seed: u64,
 }
 
@@ -70,6 +73,7 @@ pub fn case() -> impl Strategy<Value = Case> {
             tokens,
             in_features,
             layers,
+            nf4: None,
             seed,
         })
 }
@@ -77,6 +81,7 @@ pub fn case() -> impl Strategy<Value = Case> {
 /// The numbers of one projection, as the device holds them.
 pub struct Data {
     pub w: Vec<f32>,
+    quantized: Option<Quantized>,
     pub bias: Vec<f32>,
     pub a: Vec<f32>,
     pub b: Vec<f32>,
@@ -100,8 +105,16 @@ impl Case {
         let of = |(index, layer): (usize, &Layer)| {
             let (out, rank) = (layer.out_features, layer.rank);
             let salt = 10 * (index as u64 + 1);
+            let elements = out * self.in_features;
+            let quantized = self.nf4.map(|(block_size, nested)| {
+                Quantized::random(elements, block_size, nested, self.seed ^ salt)
+            });
             Data {
-                w: self.stored::<T>(salt, out * self.in_features),
+                w: match &quantized {
+                    Some(quantized) => quantized.values(),
+                    None => self.stored::<T>(salt, elements),
+                },
+                quantized,
                 bias: self.stored::<f32>(salt + 1, out),
                 a: self.stored::<f32>(salt + 2, rank * self.in_features),
                 b: self.stored::<f32>(salt + 3, out * rank),
@@ -127,6 +140,12 @@ pub struct Results {
     pub h: Vec<f32>,
     pub da: Vec<f32>,
     pub db: Vec<f32>,
+}
+
+/// A weight on the device.
+enum Uploaded<T> {
+    Dense(CudaSlice<T>),
+    Nf4(nf4::Uploaded),
 }
 
 /// A copy on the device, which has no buffers of no elements.
@@ -158,7 +177,11 @@ pub fn on_device<T: Storage>(
         .iter()
         .map(|data| {
             let f32s = [&data.bias, &data.a, &data.b].map(|values| not_empty(device, values));
-            (store(&data.w), store(&data.dy), f32s)
+            let w = match &data.quantized {
+                Some(quantized) => Uploaded::Nf4(quantized.upload(device)),
+                None => Uploaded::Dense(store(&data.w)),
+            };
+            (w, store(&data.dy), f32s)
         })
         .collect();
     let projections: Vec<Projection> = case
@@ -167,7 +190,10 @@ pub fn on_device<T: Storage>(
         .zip(data)
         .zip(&inputs)
         .map(|((layer, data), (w, _, [bias, a, b]))| Projection {
-            weight: device.operand(w),
+            weight: match w {
+                Uploaded::Dense(w) => Weight::Dense(device.operand(w)),
+                Uploaded::Nf4(w) => Weight::Nf4(w.weight(device)),
+            },
             bias: layer.bias.then(|| device.operand(bias)),
             out_features: layer.out_features as u32,
             lora: (layer.rank > 0).then(|| Lora {

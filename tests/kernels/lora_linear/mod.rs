@@ -7,7 +7,7 @@ use crate::device::Device;
 use crate::storage::Storage;
 use case::{Case, Layer, case, on_device};
 use cudarc::driver::CudaSlice;
-use fuselora_kernels::lora_linear::{Dropout, Lora, Output, Projection, forward};
+use fuselora_kernels::lora_linear::{Dropout, Lora, Output, Projection, Weight, forward};
 use fuselora_kernels::{Element, Operand, OperandMut};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -47,6 +47,22 @@ pub const KERNELS: &[&str] = &[
     "lora_linear_skinny_f16_16",
     "lora_linear_skinny_f16_8",
     "lora_linear_sum",
+    "nf4_lora_linear_dx_bf16_large",
+    "nf4_lora_linear_dx_bf16_small",
+    "nf4_lora_linear_dx_bf16_unaligned",
+    "nf4_lora_linear_dx_f16_large",
+    "nf4_lora_linear_dx_f16_small",
+    "nf4_lora_linear_dx_f16_unaligned",
+    "nf4_lora_linear_dx_f32_128",
+    "nf4_lora_linear_dx_f32_64",
+    "nf4_lora_linear_forward_bf16_large",
+    "nf4_lora_linear_forward_bf16_small",
+    "nf4_lora_linear_forward_bf16_unaligned",
+    "nf4_lora_linear_forward_f16_large",
+    "nf4_lora_linear_forward_f16_small",
+    "nf4_lora_linear_forward_f16_unaligned",
+    "nf4_lora_linear_forward_f32_128",
+    "nf4_lora_linear_forward_f32_64",
 ];
 
 fn check(
@@ -75,7 +91,7 @@ fn check(
 /// Holds a case against f64. A sum of n products keeps an error below (n + 1) u times the sum of
 /// their magnitudes in any order, with u half of f32's epsilon. Beside activations of 16 bits, a factor of
 /// the update is rounded to tf32 each time that it meets tensor cores. A result of the storage type is
-/// rounded once more.
+/// rounded once more, and so is an NF4 weight beside activations of 16 bits.
 fn agrees<T: Storage>(case: &Case) -> Result<(), TestCaseError> {
     let device = Device::open();
     let x = case.stored::<T>(0, case.tokens * case.in_features);
@@ -92,6 +108,10 @@ fn agrees<T: Storage>(case: &Case) -> Result<(), TestCaseError> {
     let low_rank = match T::ELEMENT {
         Element::F32 => f32::ROUNDING,
         _ => 1.0 / 2048.0,
+    };
+    let weight = match (case.nf4, T::ELEMENT) {
+        (None, _) | (_, Element::F32) => 0.0,
+        _ => T::ROUNDING,
     };
     let stored = |exact: f64, error: f64| {
         // f16 has no exponent left for small numbers.
@@ -123,7 +143,7 @@ fn agrees<T: Storage>(case: &Case) -> Result<(), TestCaseError> {
         // And h, and lora_b.
         check("y", &found.y, &y, |e| {
             let update = (2.0 * sums(i + r) + 3.0 * low_rank) * size.y_update[e];
-            stored(y[e], sums(i + r) * size.y[e] + update)
+            stored(y[e], (sums(i + r) + weight) * size.y[e] + update)
         })?;
         // lora_b on the way to dh, and dh.
         check("da", &found.da, &value.da, |e| {
@@ -135,7 +155,7 @@ fn agrees<T: Storage>(case: &Case) -> Result<(), TestCaseError> {
         })?;
         add(&mut dx_exact, &value.dx, 1.0);
         add(&mut dx_exact, &value.dx_update, 1.0);
-        add(&mut dx_bound, &size.dx, sums(all_outs));
+        add(&mut dx_bound, &size.dx, sums(all_outs) + weight);
         add(
             &mut dx_bound,
             &size.dx_update,
@@ -174,6 +194,16 @@ proptest! {
     fn agrees_in_bf16(case in case()) {
         agrees::<bf16>(&case)?;
     }
+
+    /// Every size of block, from rows of a part of one to rows of many.
+    #[test]
+    fn agrees_in_nf4(case in case(), log2_block_size in 5u32..=12, nested: bool) {
+        let nf4 = Some((1 << log2_block_size, nested));
+        let case = Case { nf4, ..case };
+        agrees::<f32>(&case)?;
+        agrees::<f16>(&case)?;
+        agrees::<bf16>(&case)?;
+    }
 }
 
 /// A projection with everything.
@@ -189,6 +219,7 @@ fn one_layer(tokens: usize, in_features: usize, out_features: usize, dropout: f3
         tokens,
         in_features,
         layers: vec![layer],
+        nf4: None,
         seed: 1,
     }
 }
@@ -196,11 +227,16 @@ fn one_layer(tokens: usize, in_features: usize, out_features: usize, dropout: f3
 /// Enough tiles for the larger ones, which the extents above never reach.
 #[test]
 fn many_tiles() {
-    for (in_features, out_features, dropout) in [(9, 8135, 0.0), (8135, 9, 0.3)] {
-        agrees::<f32>(&one_layer(70, in_features, out_features, dropout)).unwrap();
+    for nf4 in [None, Some((64, true))] {
+        let case = |in_features, out_features, tokens, dropout| Case {
+            nf4,
+            ..one_layer(tokens, in_features, out_features, dropout)
+        };
+        agrees::<f32>(&case(9, 8135, 70, 0.0)).unwrap();
+        agrees::<f32>(&case(8135, 9, 70, 0.3)).unwrap();
+        agrees::<f16>(&case(136, 12296, 136, 0.0)).unwrap();
+        agrees::<bf16>(&case(12296, 136, 136, 0.3)).unwrap();
     }
-    agrees::<f16>(&one_layer(136, 136, 12296, 0.0)).unwrap();
-    agrees::<bf16>(&one_layer(136, 12296, 136, 0.3)).unwrap();
 }
 
 /// Enough blocks for those of a pass to cover more than one of its tiles.
@@ -230,7 +266,7 @@ fn names_what_does_not_fit() {
             step: 0,
         };
         let projection = Projection {
-            weight: of(6),
+            weight: Weight::Dense(of(6)),
             bias: None,
             out_features: 3,
             lora: Some(Lora {

@@ -118,7 +118,7 @@ impl Projection<'_> {
             })
         });
         Ok(kernel::Projection {
-            weight: weight.operand(),
+            weight: kernel::Weight::Dense(weight.operand()),
             bias: self.bias.map(Tensor::operand),
             out_features,
             lora: lora.transpose()?,
