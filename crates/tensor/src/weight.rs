@@ -130,12 +130,12 @@ impl Weight {
         );
     }
 
-    /// The elements as a tensor, for what has no kernel for the others yet.
+    /// The elements as a tensor, for what has a kernel for dense weights alone.
     #[cfg(feature = "cuda")]
     pub(crate) fn expect_dense(&self, name: &str) -> Result<&Tensor> {
         self.dense().ok_or_else(|| {
             Error::Argument(format!(
-                "{name}: NF4 weights are computed with on the cpu only so far"
+                "{name}: this operation takes NF4 weights on the cpu only"
             ))
         })
     }

@@ -1,5 +1,7 @@
 use super::{Absmax, NESTED_BLOCK_SIZE, Nf4Weight, QUANT_MAP};
-use crate::{DType, Device, Result, Tensor, convert, simd};
+use crate::{DType, Result, Tensor, convert, simd};
+#[cfg(feature = "cuda")]
+use fuselora_kernels::nf4 as kernel;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -18,14 +20,21 @@ static PAIRS: [[f32; 2]; 256] = {
 };
 
 impl Nf4Weight {
-    /// All elements on the CPU as a float type, `[out_features, in_features]`: computed in f32 and rounded once.
+    /// All elements as a float type, `[out_features, in_features]`, on the weight's device: computed in f32 and
+    /// rounded once.
     ///
     /// # Errors
-    /// When the type is not a float, the weight is on another device, or there is no room.
+    /// When the type is not a float, or there is no room.
     pub fn dequantize(&self, dtype: DType) -> Result<Tensor> {
-        self.packed.check_device("weight", &Device::cpu())?;
         let mut out = Tensor::empty(self.device(), &self.shape, dtype)?;
         out.check_float("dequantized weight")?;
+        #[cfg(feature = "cuda")]
+        if !self.device().is_cpu() {
+            self.device().launch(|kernels| {
+                kernel::dequantize(kernels, &self.operand(), 0, out.operand_mut())
+            })?;
+            return Ok(out);
+        }
         let size = dtype.size_in_bytes();
         let tasks = out
             .bytes_mut("dequantized weight")?

@@ -11,6 +11,8 @@ mod nested;
 mod quantize;
 
 use crate::{DType, Device, Error, Result, Shape, Tensor};
+#[cfg(feature = "cuda")]
+use fuselora_kernels::nf4 as kernel;
 
 /// What each 4-bit code stands for, in ascending order (QLoRA, appendix E).
 pub const QUANT_MAP: [f32; 16] = [
@@ -89,6 +91,20 @@ impl Absmax {
                 offset: nested.offset,
             })),
         })
+    }
+
+    /// The statistics for a kernel.
+    #[cfg(feature = "cuda")]
+    fn operands(&self) -> kernel::Absmax<'_> {
+        match self {
+            Absmax::Plain(absmax) => kernel::Absmax::Plain(absmax.operand()),
+            Absmax::Nested(nested) => kernel::Absmax::Nested {
+                absmax: nested.absmax.operand(),
+                nested_quant_map: nested.quant_map.operand(),
+                nested_absmax: nested.nested_absmax.operand(),
+                offset: nested.offset,
+            },
+        }
     }
 }
 
@@ -179,6 +195,17 @@ impl Nf4Weight {
             packed: self.packed.to_device(device)?,
             absmax: self.absmax.to_device(device)?,
         })
+    }
+
+    /// The weight for a kernel.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn operand(&self) -> kernel::Weight<'_> {
+        kernel::Weight {
+            elements: self.shape.iter().product::<usize>() as u64,
+            block_size: self.block_size as u32,
+            packed: self.packed.operand(),
+            absmax: self.absmax.operands(),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     sample::{Pair, Sample, assert_close, assert_same, assert_same_of_terms, wide},
 };
 use fuselora_tensor::{
-    DType, Device, Tensor, Weight,
+    DType, Device, Nf4Weight, Tensor, Weight,
     ops::{
         attention::{self, AttentionConfig, Rows},
         cross_entropy, elementwise, gather,
@@ -207,13 +207,14 @@ proptest! {
     fn lora_linears(
         tokens in 1usize..40, in_features in 1usize..40, outs in prop::collection::vec(1usize..60, 1..4), rank in 1usize..9,
         with_bias: bool, with_lora: bool, probability in prop_oneof![Just(0.0f32), 0.1f32..0.7], seed: u64,
+        nf4 in prop_oneof![Just(None), any::<bool>().prop_map(Some)],
     ) {
         let mut sample = Sample::new(seed, DType::F32);
         let x = sample.activations([tokens, in_features]);
         let dropout = Some(Dropout { probability, seed, stream: 3, step: 7 });
         let keep = reference::dropout_keep(dropout, tokens * in_features);
         let mut layers: Vec<Layer> =
-            outs.iter().map(|&out| Layer::random(&mut sample, [out, in_features], rank)).collect();
+            outs.iter().map(|&out| Layer::random(&mut sample, [out, in_features], rank, nf4)).collect();
         let options = Options { with_bias, with_lora, dropout };
 
         let outputs = {
@@ -326,10 +327,23 @@ struct Layer {
 }
 
 impl Layer {
-    fn random(sample: &mut Sample, [out, in_features]: [usize; 2], rank: usize) -> Layer {
+    /// With an NF4 weight where `nf4` says whether its statistics are nested.
+    fn random(
+        sample: &mut Sample,
+        [out, in_features]: [usize; 2],
+        rank: usize,
+        nf4: Option<bool>,
+    ) -> Layer {
         let weight = sample.activations([out, in_features]);
+        let weight = match nf4 {
+            None => [Weight::Dense(weight.cuda), Weight::Dense(weight.cpu)],
+            Some(nested) => {
+                let cpu = Nf4Weight::quantize(&weight.cpu, 64, nested).unwrap();
+                [cpu.to_device(&device()).unwrap(), cpu].map(Weight::from)
+            }
+        };
         Layer {
-            weight: [Weight::Dense(weight.cuda), Weight::Dense(weight.cpu)],
+            weight,
             bias: sample.parameters([out]),
             a: sample.parameters([rank, in_features]),
             b: sample.parameters([out, rank]),

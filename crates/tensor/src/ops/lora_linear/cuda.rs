@@ -79,8 +79,7 @@ pub(super) fn backward(
 
 /// `scaling·(B·A) + W`, in F32.
 pub(super) fn merge(weight: &Weight, lora: &Lora) -> Result<Tensor> {
-    let weight = weight.expect_dense("weight")?;
-    let (out_features, in_features) = weight.matrix("weight", "[out_features, in_features]")?;
+    let (out_features, in_features) = weight.matrix("weight")?;
     let [m, n, k] = extents([out_features, in_features, lora.rank()])?;
     let mut merged = Tensor::empty(weight.device(), weight.shape(), DType::F32)?;
     weight.device().launch(|kernels| {
@@ -89,7 +88,11 @@ pub(super) fn merge(weight: &Weight, lora: &Lora) -> Result<Tensor> {
         matmul(kernels, Layout::Nn, shape, b, a, merged.operand_mut())
     })?;
     crate::ops::elementwise::scale(&mut merged, lora.scaling)?;
-    crate::ops::elementwise::add_assign(&mut merged, &weight.cast(DType::F32)?)?;
+    let dense = match weight {
+        Weight::Dense(weight) => weight.cast(DType::F32)?,
+        Weight::Nf4(weight) => weight.dequantize(DType::F32)?,
+    };
+    crate::ops::elementwise::add_assign(&mut merged, &dense)?;
     Ok(merged)
 }
 
@@ -100,7 +103,6 @@ fn activations(x: &Tensor) -> Result<[u32; 2]> {
 
 impl Projection<'_> {
     fn operands(&self) -> Result<kernel::Projection<'_>> {
-        let weight = self.weight.expect_dense("weight")?;
         let [out_features] = extents([self.weight.out_features()])?;
         let lora = self.lora.as_ref().map(|lora| {
             let [rank] = extents([lora.rank()])?;
@@ -118,7 +120,10 @@ impl Projection<'_> {
             })
         });
         Ok(kernel::Projection {
-            weight: kernel::Weight::Dense(weight.operand()),
+            weight: match self.weight {
+                Weight::Dense(weight) => kernel::Weight::Dense(weight.operand()),
+                Weight::Nf4(weight) => kernel::Weight::Nf4(weight.operand()),
+            },
             bias: self.bias.map(Tensor::operand),
             out_features,
             lora: lora.transpose()?,
