@@ -34,14 +34,15 @@ const COMPANIONS: [&str; 10] = [
 ];
 
 /// Writes `checkpoint` with `adapter` folded in to `folder`, a plain Hugging Face checkpoint with the
-/// base's tokenizer. Weights are written as `dtype`, or as the base stores them (f32 for a GGUF).
+/// base's tokenizer. Weights are written as `dtype`, or as the base stores them (f32 for a GGUF); those of a base in
+/// NF4 in 16 bits, f16 where they were that before they were quantized, else bf16.
 ///
 /// A head that the base ties to its embedding is written apart from it where the adapter makes them differ. One weight
 /// is in memory at a time. A checkpoint that is in `folder` already is replaced as a whole.
 ///
 /// # Errors
-/// A bias of `lora_B` on a module that has none of its own, which a plain checkpoint cannot hold; a tensor that cannot
-/// be read; a file that cannot be written.
+/// A bias of `lora_B` on a module that has none of its own, which a plain checkpoint cannot hold; a GPT-2 in NF4, whose
+/// matrices lie transposed; a tensor that cannot be read; a file that cannot be written.
 pub fn merge_adapter(
     checkpoint: &Checkpoint,
     adapter: &Adapter,
@@ -50,6 +51,16 @@ pub fn merge_adapter(
 ) -> Result<()> {
     let (family, config) = families::read_config(checkpoint.config())?;
     let layout = family.layout;
+    let dtype = dtype.or(checkpoint.nf4_source_dtype().map(|source| match source {
+        DType::F16 => DType::F16,
+        _ => DType::BF16,
+    }));
+    if layout.transposed && checkpoint.nf4_source_dtype().is_some() {
+        return Err(Error::Input(format!(
+            "{} is a quantized GPT-2, which adapters cannot be merged into; merge into the model that it was made of",
+            checkpoint.path().display()
+        )));
+    }
     let embedding = layout.path(layout.embedding);
     let merging = Merging {
         checkpoint,
@@ -71,6 +82,9 @@ pub fn merge_adapter(
         .collect::<Result<Vec<_>>>()?;
     merging.check_biases(&specs)?;
     let mut config = checkpoint.config().clone();
+    if let Some(config) = config.as_object_mut() {
+        config.remove("quantization_config");
+    }
     if merging.parts_head() {
         config["tie_word_embeddings"] = false.into();
         let table = format!("{embedding}.weight");

@@ -209,7 +209,11 @@ impl Nf4Weight {
     }
 }
 
-fn check_block_size(block_size: usize) -> Result<()> {
+/// Whether a block size is a power of two from 32 to 4096.
+///
+/// # Errors
+/// When it is not.
+pub fn check_block_size(block_size: usize) -> Result<()> {
     if block_size.is_power_of_two() && (32..=4096).contains(&block_size) {
         return Ok(());
     }

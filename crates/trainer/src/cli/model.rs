@@ -21,7 +21,7 @@ pub struct MergeArgs {
     /// Folder for the Hugging Face checkpoint, tokenizer included
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
-    /// Stored precision; without: that of the base model
+    /// Stored precision; without: that of the base model, or 16 bits if it is NF4
     #[arg(long, value_enum)]
     pub dtype: Option<DtypeArg>,
     /// Where to compute: cpu, cuda, cuda:1, sim, auto

@@ -21,10 +21,13 @@ pub fn run(arguments: &MergeArgs) -> anyhow::Result<()> {
         &arguments.output,
         arguments.dtype.map(Into::into),
     )?;
-    writeln!(
-        stdout(),
-        "{} holds the merged checkpoint",
-        arguments.output.display()
-    )?;
+    let output = arguments.output.display();
+    match (arguments.dtype, checkpoint.nf4_source_dtype()) {
+        (None, Some(_)) => writeln!(
+            stdout(),
+            "{output} holds the merged checkpoint, in 16 bits: its base is in NF4, which would round the update away"
+        )?,
+        _ => writeln!(stdout(), "{output} holds the merged checkpoint")?,
+    }
     Ok(())
 }

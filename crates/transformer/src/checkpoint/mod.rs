@@ -3,7 +3,9 @@
 //! A [`Checkpoint`] is a Hugging Face folder (`config.json` with one `model.safetensors` or several shards
 //! and their index) or a GGUF file. Both give the same view: a Hugging Face configuration, and tensors by
 //! their Hugging Face names. Files are mapped, not read, and everything in their headers is checked first.
+//! A weight that bitsandbytes quantized to NF4 is one tensor here, of the shape that it had.
 
+mod bitsandbytes;
 pub(crate) mod safetensors;
 mod stored;
 mod writer;
@@ -14,9 +16,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use fuselora_tensor::{DType, Device, Tensor};
+use fuselora_tensor::{DType, Device, Tensor, Weight};
 use serde_json::Value;
 
+use bitsandbytes::StoredNf4;
 pub(crate) use stored::{RowOrder, StoredTensor};
 pub use stored::{StoredType, TensorInfo};
 pub(crate) use writer::write_json;
@@ -32,6 +35,7 @@ pub struct Checkpoint {
     path: PathBuf,
     config: Value,
     tensors: BTreeMap<String, StoredTensor>,
+    nf4: BTreeMap<String, StoredNf4>,
     gguf: Option<GgufFile>,
 }
 
@@ -85,10 +89,13 @@ impl Checkpoint {
                 "is not a JSON object",
             ));
         }
+        bitsandbytes::check_config(&config)?;
+        let mut tensors = read_weights(path)?;
         Ok(Checkpoint {
             path: path.to_owned(),
             config,
-            tensors: read_weights(path)?,
+            nf4: bitsandbytes::take_weights(&mut tensors)?,
+            tensors,
             gguf: None,
         })
     }
@@ -100,6 +107,7 @@ impl Checkpoint {
             path: path.to_owned(),
             config,
             tensors,
+            nf4: BTreeMap::new(),
             gguf: Some(gguf),
         })
     }
@@ -121,12 +129,18 @@ impl Checkpoint {
 
     /// The Hugging Face names of all tensors, sorted.
     pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        let names: BTreeSet<&String> = self.tensors.keys().chain(self.nf4.keys()).collect();
+        names.into_iter().map(String::as_str)
     }
 
     /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.tensors.contains_key(name) || self.nf4.contains_key(name)
+    }
+
+    /// The type that NF4 weights had before they were quantized, and nothing where there are none.
+    pub fn nf4_source_dtype(&self) -> Option<DType> {
+        self.nf4.values().next().map(StoredNf4::source_dtype)
     }
 
     /// Shape and stored type of a tensor.
@@ -134,7 +148,10 @@ impl Checkpoint {
     /// # Errors
     /// When there is no such tensor.
     pub fn info(&self, name: &str) -> Result<&TensorInfo> {
-        Ok(self.stored(name)?.info())
+        match self.nf4.get(name) {
+            Some(nf4) => Ok(nf4.info()),
+            None => Ok(self.stored(name)?.info()),
+        }
     }
 
     /// The elements of a float tensor as f32, dequantized where need be.
@@ -142,7 +159,13 @@ impl Checkpoint {
     /// # Errors
     /// When there is no such tensor, or it holds no floats.
     pub fn tensor_f32(&self, name: &str) -> Result<Vec<f32>> {
-        self.stored(name)?.to_f32(name)
+        match self.nf4.get(name) {
+            Some(nf4) => Ok(nf4
+                .load(&Device::cpu())?
+                .dequantize(DType::F32)?
+                .to_f32_vec()?),
+            None => self.stored(name)?.to_f32(name),
+        }
     }
 
     /// The elements of a tensor as little-endian bytes of `dtype`, dequantized and rounded where need be.
@@ -150,7 +173,10 @@ impl Checkpoint {
     /// # Errors
     /// When there is no such tensor, or it cannot be read as that type.
     pub fn tensor_bytes(&self, name: &str, dtype: DType) -> Result<Vec<u8>> {
-        self.stored(name)?.to_bytes(name, dtype)
+        match self.nf4.get(name) {
+            Some(nf4) => Ok(nf4.load(&Device::cpu())?.dequantize(dtype)?.to_bytes()?),
+            None => self.stored(name)?.to_bytes(name, dtype),
+        }
     }
 
     /// A tensor on a device, as `dtype`. Where the file holds that type already, the CPU reads the mapped
@@ -159,7 +185,24 @@ impl Checkpoint {
     /// # Errors
     /// When there is no such tensor, it cannot be read as that type, or the device has no room.
     pub fn load(&self, name: &str, device: &Device, dtype: DType) -> Result<Tensor> {
-        self.stored(name)?.load(name, device, dtype)
+        match self.nf4.get(name) {
+            Some(nf4) => Ok(nf4
+                .load(&Device::cpu())?
+                .dequantize(dtype)?
+                .to_device(device)?),
+            None => self.stored(name)?.load(name, device, dtype),
+        }
+    }
+
+    /// A matrix on a device: NF4 where it is stored so, and else as `dtype`, as by [`Checkpoint::load`].
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load`].
+    pub fn load_weight(&self, name: &str, device: &Device, dtype: DType) -> Result<Weight> {
+        match self.nf4.get(name) {
+            Some(nf4) => Ok(nf4.load(device)?.into()),
+            None => Ok(Weight::Dense(self.load(name, device, dtype)?)),
+        }
     }
 
     fn stored(&self, name: &str) -> Result<&StoredTensor> {

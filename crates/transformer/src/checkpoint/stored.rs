@@ -45,6 +45,8 @@ pub enum StoredType {
     F64,
     /// A type of GGUF, most of them quantized in blocks.
     Ggml(GgmlType),
+    /// bitsandbytes' 4-bit NormalFloat; its statistics are apart.
+    Nf4,
 }
 
 impl StoredType {
@@ -97,6 +99,7 @@ impl StoredType {
                 (row.is_multiple_of(ggml.block_len()))
                     .then(|| (count / ggml.block_len()).checked_mul(ggml.block_bytes()))?
             }
+            StoredType::Nf4 => Some(count.div_ceil(2)),
             _ => count.checked_mul(self.element_bytes()),
         }
     }
@@ -136,6 +139,7 @@ impl fmt::Display for StoredType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StoredType::Ggml(ggml) => ggml.fmt(f),
+            StoredType::Nf4 => f.write_str("NF4"),
             plain => f.write_str(
                 SAFETENSORS_TYPES
                     .iter()
@@ -230,6 +234,15 @@ impl StoredTensor {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The elements as they are stored.
+    pub(super) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    pub(super) fn into_bytes(self) -> Bytes {
+        self.bytes
     }
 
     fn count(&self) -> usize {

@@ -8,7 +8,7 @@ use fuselora_tensor::{DType, Device, Purpose, Shape, Tensor, Weight};
 use super::rope::{FIRST_ROPE_POSITIONS, rope_table};
 use super::{Model, QK_NORMS, modules};
 use crate::adapter::Module;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, StoredType};
 use crate::config::{DecoderConfig, MlpKind, NormKind};
 use crate::error::{Error, Result};
 use crate::families::{self, AttentionNames, Layout, OUTPUT_HEAD};
@@ -29,7 +29,8 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+    /// The name by which the checkpoint has the tensor `name`, which is of this shape.
+    fn stored_name<'n>(&self, name: &'n str, shape: &[usize]) -> Result<&'n str> {
         let name = self.layout.stored_name(self.checkpoint, name);
         let stored = &self.checkpoint.info(name)?.shape;
         if stored[..] != *shape {
@@ -39,19 +40,32 @@ impl Loader<'_> {
                 expected: Shape::from(shape).to_string(),
             });
         }
+        Ok(name)
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let name = self.stored_name(name, shape)?;
         self.checkpoint.load(name, self.device, dtype)
     }
 
     /// The matrix of `module`, `[out, in]` however it is stored.
     fn weight(&self, module: &str, shape: [usize; 2]) -> Result<Arc<Weight>> {
         let name = format!("{module}.weight");
-        let stored = if self.layout.is_transposed(module) {
+        let stored = self.layout.stored_name(self.checkpoint, &name);
+        let nf4 = self.checkpoint.info(stored)?.dtype == StoredType::Nf4;
+        // transformers turns GPT-2's matrices to `[out, in]` before it quantizes them.
+        let weight = if self.layout.is_transposed(module) && !nf4 {
             let [rows, columns] = shape;
-            transpose(&self.tensor(&name, &[columns, rows], self.dtype)?)?
+            Weight::Dense(transpose(&self.tensor(
+                &name,
+                &[columns, rows],
+                self.dtype,
+            )?)?)
         } else {
-            self.tensor(&name, &shape, self.dtype)?
+            let name = self.stored_name(&name, &shape)?;
+            self.checkpoint.load_weight(name, self.device, self.dtype)?
         };
-        Ok(Arc::new(Weight::Dense(stored)))
+        Ok(Arc::new(weight))
     }
 
     fn norm(&self, name: String) -> Result<Norm> {
