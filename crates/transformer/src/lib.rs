@@ -19,6 +19,7 @@ pub mod memory_estimate;
 pub mod merge;
 pub mod model;
 mod random;
+pub mod quantize;
 pub mod tokenizer;
 
 pub use error::{Error, Result};

@@ -20,7 +20,7 @@ use crate::lora::with_rows;
 use crate::model::transpose;
 
 /// What a folder carries besides its weights and configuration, for its tokenizer and generation.
-const COMPANIONS: [&str; 10] = [
+pub(crate) const COMPANIONS: [&str; 10] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -258,7 +258,7 @@ fn dense(weight: &Weight) -> Result<&Tensor> {
         .ok_or_else(|| Error::Input("a trained weight is not stored as floats".into()))
 }
 
-fn copy_companions(
+pub(crate) fn copy_companions(
     checkpoint: &Checkpoint,
     mut config: Value,
     dtype: Option<DType>,

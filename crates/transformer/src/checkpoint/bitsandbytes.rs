@@ -13,7 +13,8 @@ use fuselora_tensor::{DType, Device, Nf4Weight, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{StoredTensor, StoredType, TensorInfo};
+use super::{StoredTensor, StoredType, TensorInfo, TensorSpec};
+use crate::convert::torch_dtype;
 use crate::error::{Error, Result};
 
 const QUANT_STATE: &str = ".quant_state.bitsandbytes__";
@@ -197,6 +198,9 @@ fn take_weight(
                 )));
             }
             let offset = nested_offset.ok_or_else(|| bad("has no nested_offset".into()))? as f32;
+            if !offset.is_finite() {
+                return Err(bad("has a nested_offset that is no f32".into()));
+            }
             let nested_blocks = blocks.div_ceil(nf4::NESTED_BLOCK_SIZE);
             let nested = Nested {
                 quant_map: part("nested_quant_map", StoredType::F32, 256)?.into_bytes(),
@@ -271,5 +275,98 @@ impl StoredNf4 {
             packed,
             absmax,
         )?)
+    }
+}
+
+/// The tensors that a weight is stored as, with their bytes.
+pub(crate) type Nf4Parts = Vec<(TensorSpec, Vec<u8>)>;
+
+/// `weight` in tensors named after `name`, as `Linear4bit` of bitsandbytes saves it; `source` is the type that it had.
+pub(crate) fn nf4_parts(name: &str, weight: &Nf4Weight, source: DType) -> Result<Nf4Parts> {
+    let part = |part: &str, shape: Vec<usize>, dtype: DType, bytes: Vec<u8>| {
+        let name = format!("{name}{part}");
+        (TensorSpec { name, shape, dtype }, bytes)
+    };
+    let tensor = |of: &str, tensor: &Tensor| -> Result<_> {
+        let shape = tensor.shape().to_vec();
+        Ok(part(of, shape, tensor.dtype(), tensor.to_bytes()?))
+    };
+    let codes = weight.packed().to_bytes()?;
+    let quant_map = bytemuck::cast_slice(&nf4::QUANT_MAP).to_vec();
+    let [rows, columns] = **weight.shape() else {
+        unreachable!("NF4 weights are matrices")
+    };
+    let mut state = format!(
+        "\"quant_type\": \"nf4\", \"blocksize\": {}, \"dtype\": \"{}\", \"shape\": [{rows}, {columns}]",
+        weight.block_size(),
+        torch_dtype(source)?,
+    );
+    let mut parts = vec![
+        part("", vec![codes.len(), 1], DType::U8, codes),
+        part(
+            ".quant_map",
+            vec![nf4::QUANT_MAP.len()],
+            DType::F32,
+            quant_map,
+        ),
+    ];
+    match weight.absmax() {
+        Absmax::Plain(absmax) => parts.push(tensor(".absmax", absmax)?),
+        Absmax::Nested(nested) => {
+            parts.push(tensor(".absmax", &nested.absmax)?);
+            parts.push(tensor(".nested_quant_map", &nested.quant_map)?);
+            parts.push(tensor(".nested_absmax", &nested.nested_absmax)?);
+            state += &format!(
+                ", \"nested_blocksize\": {}, \"nested_dtype\": \"float32\", \"nested_offset\": {}",
+                nf4::NESTED_BLOCK_SIZE,
+                python_float(nested.offset.into()),
+            );
+        }
+    }
+    let state = format!("{{{state}}}").into_bytes();
+    let len = state.len();
+    parts.push(part(
+        &format!("{QUANT_STATE}nf4"),
+        vec![len],
+        DType::U8,
+        state,
+    ));
+    Ok(parts)
+}
+
+/// A number as Python's `repr` writes it: with an exponent of two digits below 0.0001 and from 1e16 on.
+fn python_float(value: f64) -> String {
+    if value == 0.0 || (1e-4..1e16).contains(&value.abs()) {
+        return format!("{value:?}");
+    }
+    let text = format!("{value:e}");
+    match text.split_once('e') {
+        Some((digits, exponent)) => match exponent.strip_prefix('-') {
+            Some(exponent) => format!("{digits}e-{exponent:0>2}"),
+            None => format!("{digits}e+{exponent:0>2}"),
+        },
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::python_float;
+
+    #[test]
+    fn numbers_are_written_as_python_writes_them() {
+        for (value, expected) in [
+            (0.15590165555477142, "0.15590165555477142"),
+            (0.0, "0.0"),
+            (2.0, "2.0"),
+            (1e-4, "0.0001"),
+            (0.00005, "5e-05"),
+            (-1.5e-38, "-1.5e-38"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.25e30, "1.25e+30"),
+        ] {
+            assert_eq!(python_float(value), expected);
+        }
     }
 }

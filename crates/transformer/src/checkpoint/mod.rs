@@ -20,6 +20,7 @@ use fuselora_tensor::{DType, Device, Tensor, Weight};
 use serde_json::Value;
 
 use bitsandbytes::StoredNf4;
+pub(crate) use bitsandbytes::{Nf4Parts, nf4_parts};
 pub(crate) use stored::{RowOrder, StoredTensor};
 pub use stored::{StoredType, TensorInfo};
 pub(crate) use writer::write_json;
