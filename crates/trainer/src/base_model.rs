@@ -32,7 +32,8 @@ impl BaseModel {
     /// What is wrong with the files, by name.
     pub fn load(path: &Path, machine: &Machine) -> anyhow::Result<BaseModel> {
         let checkpoint = Checkpoint::open(path)?;
-        let model = Model::load(&checkpoint, &machine.device, machine.dtype.into())
+        let (device, dtype) = (&machine.device, machine.dtype.into());
+        let model = Model::load_quantized(&checkpoint, device, dtype, machine.nf4.as_ref())
             .with_context(|| format!("{} cannot be loaded", path.display()))?;
         let has_tokenizer = checkpoint.gguf().is_some() || path.join("tokenizer.json").exists();
         let tokenizer = has_tokenizer

@@ -1,6 +1,7 @@
 //! The device that `--device` names, and the precision on it.
 
 use fuselora_tensor::Device;
+use fuselora_transformer::quantize::Nf4Options;
 
 use crate::cli::{DeviceArg, DtypeArg, MachineArgs};
 use crate::mistake;
@@ -14,6 +15,8 @@ pub struct Machine {
     pub device: Device,
     /// The precision: as asked for, or the usual one.
     pub dtype: DtypeArg,
+    /// How projections are quantized as they are loaded, where they are.
+    pub nf4: Option<Nf4Options>,
 }
 
 impl Machine {
@@ -26,6 +29,7 @@ impl Machine {
         Ok(Machine {
             device,
             dtype: arguments.dtype.unwrap_or(USUAL_DTYPE),
+            nf4: arguments.load_in_4bit.then(|| arguments.nf4.options()),
         })
     }
 }

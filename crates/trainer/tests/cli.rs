@@ -112,6 +112,14 @@ fn wrong_values_name_the_flag() {
             vec!["train", "--device", "tpu"],
             "there are cpu, cuda, cuda:N, sim and auto",
         ),
+        (
+            vec!["train", "--bnb-4bit-blocksize", "48"],
+            "a power of two from 32 to 4096",
+        ),
+        (
+            vec!["train", "--bnb-4bit-quant-type", "fp4"],
+            "--bnb-4bit-quant-type",
+        ),
         (vec!["generate", "--model", "m"], "--prompt"),
         (vec!["trian"], "'train'"),
         (

@@ -18,8 +18,8 @@ mod low_rank;
 pub mod memory_estimate;
 pub mod merge;
 pub mod model;
-mod random;
 pub mod quantize;
+mod random;
 pub mod tokenizer;
 
 pub use error::{Error, Result};

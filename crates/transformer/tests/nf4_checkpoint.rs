@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use fuselora_tensor::{DType, Device, Nf4Weight, Tensor, philox};
+use fuselora_tensor::{DType, Device, Nf4Weight, Tensor, Weight, philox};
 use fuselora_transformer::checkpoint::{
     Checkpoint, StoredType, TensorSpec, write_safetensors, write_weights,
 };
+use fuselora_transformer::model::Model;
 use fuselora_transformer::quantize::{Nf4Options, quantize_checkpoint};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -351,4 +352,58 @@ fn what_is_quantized_already_or_not_finite_is_refused_and_leaves_no_file() {
         "{error}"
     );
     assert!(!target.exists());
+}
+
+/// Projections that are quantized as they are loaded are those of the checkpoint that [`quantize_checkpoint`] writes.
+#[test]
+fn loading_in_4_bits_is_quantizing_and_loading() {
+    let device = Device::cpu();
+    let own = |name: &str| {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../tests/parity")
+            .join(name)
+            .join("base")
+    };
+    // GPT-2's matrices lie transposed, and its head is its embedding.
+    for base in [own("gpt2-dora"), own("qwen3")] {
+        let base = Checkpoint::open(base).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        quantize_checkpoint(&base, folder.path(), &DOUBLE, None, DType::F32).unwrap();
+        let written = Checkpoint::open(folder.path()).unwrap();
+        let expected = Model::load(&written, &device, DType::F32).unwrap();
+        let found = Model::load_quantized(&base, &device, DType::F32, Some(&DOUBLE)).unwrap();
+        let mut compared = 0;
+        for module in expected.modules() {
+            let Some(expected) = expected.weight(&module.name) else {
+                continue;
+            };
+            let found = found.weight(&module.name).unwrap();
+            let quantized = matches!(*found, Weight::Nf4(_));
+            assert_eq!(quantized, matches!(*expected, Weight::Nf4(_)));
+            compared += usize::from(quantized);
+            let [found, expected] = [&found, &expected].map(|weight| weight.to_f32_vec().unwrap());
+            assert_eq!(found, expected, "{}", module.name);
+        }
+        assert!(compared >= 8);
+    }
+}
+
+/// The kernels read floats only so far.
+#[cfg(feature = "cuda")]
+#[test]
+fn other_devices_are_refused_before_anything_is_loaded() {
+    ptxsim_driver::select("h100").unwrap();
+    let device = Device::cuda(0).unwrap();
+    let (written, source) = (quantized(&DOUBLE), floats(&config()));
+    for (folder, options) in [(written, None), (source, Some(&DOUBLE))] {
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let Err(error) = Model::load_quantized(&checkpoint, &device, DType::F32, options) else {
+            panic!("it loads")
+        };
+        let error = error.to_string();
+        assert!(
+            error.contains("models in NF4 run on the CPU only so far"),
+            "{error}"
+        );
+    }
 }

@@ -15,10 +15,12 @@ use clap::{Args, Parser, Subcommand};
 pub use adapter::{AdapterArgs, AdapterCommand, CombinationArg, CombineArgs};
 pub use config_file::parse;
 pub use inspect::InspectArgs;
-pub use model::{ConvertArgs, MergeArgs};
+pub use model::{ConvertArgs, MergeArgs, QuantizeArgs};
 pub use run::{EvalArgs, GenerateArgs, LogitsArgs};
 pub use train::{LoraArgs, OptimizationArgs, TrainConfig};
-pub use values::{BiasArg, DeviceArg, DtypeArg, InitArg, TokensArg};
+pub use values::{BiasArg, DeviceArg, DtypeArg, InitArg, QuantTypeArg, TokensArg};
+
+use fuselora_transformer::quantize::Nf4Options;
 
 use crate::data::FieldNames;
 
@@ -60,6 +62,8 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Make adapters of adapters
     Adapter(AdapterArgs),
+    /// Write a model with its projections in 4 bits
+    Quantize(QuantizeArgs),
     /// Write the logits of rows to a safetensors file
     Logits(LogitsArgs),
     /// Say what a model or an adapter is, and what training it takes
@@ -109,6 +113,46 @@ pub struct MachineArgs {
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: DeviceArg,
     /// f32, bf16 or f16; without: f32
-    #[arg(long, value_name = "DTYPE", hide_possible_values = true, value_enum)]
+    #[arg(
+        long,
+        alias = "bnb-4bit-compute-dtype",
+        value_name = "DTYPE",
+        hide_possible_values = true,
+        value_enum
+    )]
     pub dtype: Option<DtypeArg>,
+    /// Quantize the projections of a float model to NF4 as they are loaded
+    #[arg(long, value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = false,
+        default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_default_value = true)]
+    pub load_in_4bit: bool,
+    /// How.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub nf4: Nf4Args,
+}
+
+/// How weights are quantized, as transformers' `BitsAndBytesConfig` describes it.
+#[derive(Clone, Debug, PartialEq, Args, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Nf4Args {
+    /// The only one
+    #[arg(long, hide_short_help = true, value_name = "TYPE", value_enum, default_value_t = QuantTypeArg::Nf4)]
+    pub bnb_4bit_quant_type: QuantTypeArg,
+    /// Quantize the statistics too
+    #[arg(long, hide_short_help = true, value_name = "BOOL", hide_possible_values = true, action = clap::ArgAction::Set, default_value_t = false,
+        default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_default_value = true)]
+    pub bnb_4bit_use_double_quant: bool,
+    /// Elements that share an absmax: a power of two from 32 to 4096
+    #[arg(long, hide_short_help = true, value_name = "N", default_value_t = 64, value_parser = values::block_size)]
+    pub bnb_4bit_blocksize: usize,
+}
+
+impl Nf4Args {
+    /// The same for the library.
+    pub fn options(&self) -> Nf4Options {
+        Nf4Options {
+            block_size: self.bnb_4bit_blocksize,
+            double_quant: self.bnb_4bit_use_double_quant,
+        }
+    }
 }

@@ -1,10 +1,10 @@
-//! The commands that write checkpoints: `merge` and `convert`.
+//! The commands that write checkpoints: `merge`, `convert` and `quantize`.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{DeviceArg, DtypeArg};
+use super::{DeviceArg, DtypeArg, Nf4Args};
 
 /// `fuselora merge`
 #[derive(Clone, Debug, PartialEq, Args)]
@@ -21,7 +21,7 @@ pub struct MergeArgs {
     /// Folder for the Hugging Face checkpoint, tokenizer included
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
-    /// Stored precision; without: that of the base model, or 16 bits if it is NF4
+    /// Stored precision; without: as the base, or 16 bits
     #[arg(long, value_enum)]
     pub dtype: Option<DtypeArg>,
     /// Where to compute: cpu, cuda, cuda:1, sim, auto
@@ -44,4 +44,27 @@ pub struct ConvertArgs {
     /// Stored precision
     #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
     pub dtype: DtypeArg,
+}
+
+/// `fuselora quantize`
+#[derive(Clone, Debug, PartialEq, Args)]
+#[command(
+    after_help = "Example:\n  fuselora quantize --model SmolLM2-135M-Instruct --output SmolLM2-135M-Instruct-bnb-4bit --bnb-4bit-use-double-quant"
+)]
+pub struct QuantizeArgs {
+    /// Base model: a Hugging Face folder or a GGUF file
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+    /// Folder for the checkpoint, in the layout of transformers and bitsandbytes
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Precision of what stays as it is; without: that of the base model
+    #[arg(long, value_enum)]
+    pub dtype: Option<DtypeArg>,
+    /// What transformers is to compute in
+    #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
+    pub bnb_4bit_compute_dtype: DtypeArg,
+    /// How.
+    #[command(flatten)]
+    pub nf4: Nf4Args,
 }

@@ -182,7 +182,7 @@ pub struct OptimizationArgs {
         default_missing_value = "true", num_args = 0..=1, require_equals = true, hide_default_value = true)]
     pub no_shuffle: bool,
     /// Of order, initialization and dropout
-    #[arg(long, value_name = "N", default_value_t = 42, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    #[arg(long, hide_short_help = true, value_name = "N", default_value_t = 42, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: u64,
 }
 

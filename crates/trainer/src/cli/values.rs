@@ -97,6 +97,15 @@ impl Serialize for InitArg {
     }
 }
 
+/// A data type of 4 bits, as bitsandbytes names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QuantTypeArg {
+    /// NormalFloat.
+    #[value(help = None::<&str>)]
+    Nf4,
+}
+
 /// Which biases are trained, as PEFT's `bias` names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -221,4 +230,12 @@ impl From<DtypeArg> for fuselora_tensor::DType {
             DtypeArg::F16 => fuselora_tensor::DType::F16,
         }
     }
+}
+
+/// A block of a quantized weight.
+pub(super) fn block_size(text: &str) -> Result<usize, String> {
+    let wrong = || "it must be a power of two from 32 to 4096".to_string();
+    let size = text.parse().map_err(|_| wrong())?;
+    fuselora_tensor::nf4::check_block_size(size).map_err(|_| wrong())?;
+    Ok(size)
 }

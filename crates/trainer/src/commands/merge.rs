@@ -25,7 +25,7 @@ pub fn run(arguments: &MergeArgs) -> anyhow::Result<()> {
     match (arguments.dtype, checkpoint.nf4_source_dtype()) {
         (None, Some(_)) => writeln!(
             stdout(),
-            "{output} holds the merged checkpoint, in 16 bits: its base is in NF4, which would round the update away"
+            "{output} holds the merged checkpoint, in 16 bits because its base is in NF4"
         )?,
         _ => writeln!(stdout(), "{output} holds the merged checkpoint")?,
     }

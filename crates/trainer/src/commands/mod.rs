@@ -7,6 +7,7 @@ mod generate;
 mod inspect;
 mod logits;
 mod merge;
+mod quantize;
 mod train;
 
 use fuselora_trainer::cli::Command;
@@ -20,6 +21,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Merge(arguments) => merge::run(&arguments),
         Command::Convert(arguments) => convert::run(&arguments),
         Command::Adapter(arguments) => adapter::run(&arguments),
+        Command::Quantize(arguments) => quantize::run(&arguments),
         Command::Logits(arguments) => logits::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
     }

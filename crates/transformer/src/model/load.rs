@@ -1,5 +1,6 @@
 //! Loading a checkpoint into a model.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, RwLock};
 
 use fuselora_tensor::ops::attention::AttentionConfig;
@@ -18,6 +19,7 @@ use crate::layers::embedding::Embedding;
 use crate::layers::linear::Linear;
 use crate::layers::mlp::{Inner, Mlp};
 use crate::layers::norm::Norm;
+use crate::quantize::{Nf4Options, quantize_weight, quantized_modules};
 
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
@@ -26,6 +28,8 @@ struct Loader<'a> {
     device: &'a Device,
     dtype: DType,
     modules: Vec<Module>,
+    /// The modules to quantize, and how.
+    nf4: Option<(BTreeSet<String>, &'a Nf4Options)>,
 }
 
 impl Loader<'_> {
@@ -54,16 +58,19 @@ impl Loader<'_> {
         let stored = self.layout.stored_name(self.checkpoint, &name);
         let nf4 = self.checkpoint.info(stored)?.dtype == StoredType::Nf4;
         // transformers turns GPT-2's matrices to `[out, in]` before it quantizes them.
-        let weight = if self.layout.is_transposed(module) && !nf4 {
-            let [rows, columns] = shape;
-            Weight::Dense(transpose(&self.tensor(
-                &name,
-                &[columns, rows],
-                self.dtype,
-            )?)?)
-        } else {
-            let name = self.stored_name(&name, &shape)?;
-            self.checkpoint.load_weight(name, self.device, self.dtype)?
+        let transposed = self.layout.is_transposed(module) && !nf4;
+        let [rows, columns] = shape;
+        let stored_shape = if transposed { [columns, rows] } else { shape };
+        let stored = self.stored_name(&name, &stored_shape)?;
+        let (checkpoint, device, dtype) = (self.checkpoint, self.device, self.dtype);
+        let quantize = self.nf4.as_ref();
+        let weight = match quantize.filter(|(modules, _)| modules.contains(module)) {
+            Some((_, options)) if !nf4 => {
+                let weight = quantize_weight(checkpoint, stored, dtype, transposed, options)?;
+                weight.to_device(device)?.into()
+            }
+            _ if transposed => Weight::Dense(transpose(&checkpoint.load(stored, device, dtype)?)?),
+            _ => checkpoint.load_weight(stored, device, dtype)?,
         };
         Ok(Arc::new(weight))
     }
@@ -162,18 +169,37 @@ impl Loader<'_> {
 }
 
 impl Model {
-    /// Loads a checkpoint; matrices are held in `dtype`, norms and biases in F32. Activations have the type `dtype`
-    /// too, but on the CPU, where they are F32.
+    /// Loads a checkpoint; matrices are held in `dtype`, or in NF4 where they are stored so, norms and biases in F32.
+    /// Activations have the type `dtype` too, but on the CPU, where they are F32.
     ///
     /// # Errors
     /// An unsupported configuration, or one that the device has no kernels for, or a tensor that is missing or
     /// has another shape than the configuration implies, by name.
     pub fn load(checkpoint: &Checkpoint, device: &Device, dtype: DType) -> Result<Model> {
+        Model::load_quantized(checkpoint, device, dtype, None)
+    }
+
+    /// Loads a checkpoint as [`Model::load`] does, and quantizes each projection as it is loaded, where `nf4` says how:
+    /// all but the output head, as transformers does with `load_in_4bit`. They are rounded to `dtype` first.
+    ///
+    /// # Errors
+    /// As [`Model::load`], or a weight with an element that is not finite.
+    pub fn load_quantized(
+        checkpoint: &Checkpoint,
+        device: &Device,
+        dtype: DType,
+        nf4: Option<&Nf4Options>,
+    ) -> Result<Model> {
         let (family, config) = families::read_config(checkpoint.config())?;
         let layout = family.layout;
         if matches!(layout.attention, AttentionNames::Fused(_)) && !device.is_cpu() {
             return Err(Error::Input(format!(
                 "models with a fused query, key and value projection run on the CPU only so far, not on {device}: use --device cpu"
+            )));
+        }
+        if (nf4.is_some() || checkpoint.nf4_source_dtype().is_some()) && !device.is_cpu() {
+            return Err(Error::Input(format!(
+                "models in NF4 run on the CPU only so far, not on {device}: use --device cpu"
             )));
         }
         let _holding = device.hold(Purpose::Weights);
@@ -184,6 +210,10 @@ impl Model {
             device,
             dtype,
             modules: modules(family, &config),
+            nf4: match nf4 {
+                Some(options) => Some((quantized_modules(checkpoint.config())?, options)),
+                None => None,
+            },
         };
         let embedding = loader.embedding(layout.path(layout.embedding))?;
         let learned_positions = layout
