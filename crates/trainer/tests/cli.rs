@@ -206,3 +206,46 @@ fn adapters_are_combined_and_mistakes_are_said() {
     let config = fs::read_to_string(output.join("adapter_config.json")).unwrap();
     assert!(config.contains("\"r\": 8"), "{config}");
 }
+
+/// The loss that is told last is the one of the checkpoint that was written.
+#[test]
+fn merging_into_4_bits_says_what_it_changes() {
+    let case = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/parity/linear-rope"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (float, adapter) = (format!("{case}/base"), format!("{case}/adapter-trained"));
+    let rows = format!("{case}/train.jsonl");
+    let (base, merged) = (path("base"), path("merged"));
+    let run = |arguments: &[&str]| {
+        let output = fuselora().args(arguments).assert().success();
+        String::from_utf8(output.get_output().stdout.clone()).unwrap()
+    };
+    run(&["quantize", "--model", &float, "--output", &base]);
+    let rest = [
+        "--requantize",
+        "--adapter",
+        &adapter,
+        "--output",
+        &merged,
+        "--data",
+        &rows,
+    ];
+    let refused = complaint(&[&["merge", "--model", &float], &rest[..]].concat());
+    assert!(refused.contains("is not in NF4"), "{refused}");
+    let told = run(&[&["merge", "--model", &base], &rest[..]].concat());
+    assert!(told.contains("\nmodel.layers.1.mlp.down_proj "), "{told}");
+    let loss = |arguments: &[&str]| {
+        let common = ["eval", "--json", "--data", &rows];
+        let found: serde_json::Value =
+            serde_json::from_str(&run(&[&common, arguments].concat())).unwrap();
+        found["loss"].as_f64().unwrap()
+    };
+    let before = loss(&["--model", &base, "--adapter", &adapter]);
+    let after = loss(&["--model", &merged]);
+    assert_ne!(format!("{before:.4}"), format!("{after:.4}"));
+    let line = format!("loss {before:.4} with the adapter beside its base, {after:.4} requantized");
+    assert!(told.contains(&line), "{told}");
+}

@@ -8,13 +8,11 @@ use serde_json::{Value, json};
 
 use crate::adapter::ModuleKind;
 use crate::atomic_file;
-use crate::checkpoint::{
-    Checkpoint, Nf4Parts, SHARD_BYTES, TensorSpec, is_weight_file, nf4_parts, write_weights,
-};
+use crate::checkpoint::{Checkpoint, Nf4Parts, SHARD_BYTES, TensorSpec, nf4_parts, write_weights};
 use crate::convert;
 use crate::error::{Error, Result};
-use crate::families::{self, Layout, OUTPUT_HEAD};
-use crate::merge::{COMPANIONS, copy_companions};
+use crate::families::{self, OUTPUT_HEAD};
+use crate::merge::{copy_companions, is_checkpoint_file};
 use crate::model::{modules, transpose};
 
 /// How weights are quantized.
@@ -74,98 +72,100 @@ pub fn quantize_checkpoint(
     }
     let mut config = checkpoint.config().clone();
     config["quantization_config"] = quantization_config(options, compute_dtype)?;
-    let mut quantizing = Quantizing::new(checkpoint, options)?;
+    let (family, _) = families::read_config(checkpoint.config())?;
+    let layout = family.layout;
+    let modules = quantized_modules(checkpoint.config())?;
+    let stored_as = |name: &str| -> Result<DType> {
+        Ok(dtype.unwrap_or(checkpoint.info(name)?.dtype.float_dtype()))
+    };
+    let mut quantized = Nf4Tensors::new(|name| {
+        let dtype = stored_as(name)?;
+        let transposed = layout.is_transposed(module_of(&layout.full_name(name)));
+        let weight = quantize_weight(checkpoint, name, dtype, transposed, options)?;
+        Ok((weight, dtype))
+    });
     let mut specs = Vec::new();
     for name in checkpoint.tensor_names() {
-        let info = checkpoint.info(name)?;
-        let dtype = dtype.unwrap_or(info.dtype.float_dtype());
-        if quantizing.names(name) {
-            quantizing.dtypes.insert(name.to_owned(), dtype);
-            let parts = quantizing.parts(name)?;
-            specs.extend(parts.iter().map(|(spec, _)| spec.clone()));
+        let full_name = layout.full_name(name);
+        if full_name.ends_with(".weight") && modules.contains(module_of(&full_name)) {
+            specs.extend(quantized.specs(name)?);
         } else {
             specs.push(TensorSpec {
                 name: name.to_owned(),
-                shape: info.shape.clone(),
-                dtype,
+                shape: checkpoint.info(name)?.shape.clone(),
+                dtype: stored_as(name)?,
             });
         }
     }
-    let replaces =
-        |name: &str| name == "config.json" || COMPANIONS.contains(&name) || is_weight_file(name);
-    atomic_file::write_folder(folder, replaces, |folder| {
+    atomic_file::write_folder(folder, is_checkpoint_file, |folder| {
         match checkpoint.gguf() {
             Some(gguf) => {
                 convert::write_companions(gguf, &config, dtype.unwrap_or(DType::F32), folder)?;
             }
             None => copy_companions(checkpoint, config, dtype, folder)?,
         }
-        write_weights(folder, &specs, SHARD_BYTES, |spec| quantizing.tensor(spec))
+        write_weights(folder, &specs, SHARD_BYTES, |spec| {
+            match quantized.tensor(spec)? {
+                Some(bytes) => Ok(bytes),
+                None => checkpoint.tensor_bytes(&spec.name, spec.dtype),
+            }
+        })
     })
 }
 
-struct Quantizing<'a> {
-    checkpoint: &'a Checkpoint,
-    layout: &'static Layout,
-    options: &'a Nf4Options,
-    modules: BTreeSet<String>,
-    /// What each weight is read as, by its name in the checkpoint.
-    dtypes: BTreeMap<String, DType>,
-    /// The weight that was quantized last.
+fn module_of(weight: &str) -> &str {
+    weight.strip_suffix(".weight").unwrap_or(weight)
+}
+
+/// The tensors of a checkpoint's NF4 weights, in the order that a writer asks for them. Weights are made one at a time,
+/// and anew where their parts lie apart in the file, so that memory is bounded by the largest.
+pub(crate) struct Nf4Tensors<F> {
+    /// Makes a weight, by its name in the checkpoint, and says what type it had before.
+    make: F,
+    /// The weight that each tensor is a part of.
+    weight_of: BTreeMap<String, String>,
     last: Option<(String, Nf4Parts)>,
 }
 
-impl<'a> Quantizing<'a> {
-    fn new(checkpoint: &'a Checkpoint, options: &'a Nf4Options) -> Result<Quantizing<'a>> {
-        let (family, _) = families::read_config(checkpoint.config())?;
-        Ok(Quantizing {
-            checkpoint,
-            layout: family.layout,
-            options,
-            modules: quantized_modules(checkpoint.config())?,
-            dtypes: BTreeMap::new(),
+impl<F: FnMut(&str) -> Result<(Nf4Weight, DType)>> Nf4Tensors<F> {
+    pub(crate) fn new(make: F) -> Nf4Tensors<F> {
+        Nf4Tensors {
+            make,
+            weight_of: BTreeMap::new(),
             last: None,
-        })
-    }
-
-    /// Whether the tensor `stored` is a weight to quantize.
-    fn names(&self, stored: &str) -> bool {
-        let name = self.layout.full_name(stored);
-        let module = name.strip_suffix(".weight");
-        module.is_some_and(|module| self.modules.contains(module))
-    }
-
-    /// The parts of a weight.
-    fn parts(&mut self, name: &str) -> Result<&Nf4Parts> {
-        if self.last.as_ref().is_none_or(|(last, _)| last != name) {
-            let dtype = self.dtypes[name];
-            let full_name = self.layout.full_name(name);
-            let module = full_name.trim_end_matches(".weight");
-            let transposed = self.layout.is_transposed(module);
-            self.last = None;
-            let weight = quantize_weight(self.checkpoint, name, dtype, transposed, self.options)?;
-            self.last = Some((name.to_owned(), nf4_parts(name, &weight, dtype)?));
-        }
-        match &self.last {
-            Some((_, parts)) => Ok(parts),
-            None => unreachable!("it was just set"),
         }
     }
 
-    /// The bytes of a tensor of the new checkpoint.
-    fn tensor(&mut self, spec: &TensorSpec) -> Result<Vec<u8>> {
-        let weight = spec
-            .name
-            .split_once(".weight")
-            .map(|(module, _)| format!("{module}.weight"))
-            .filter(|weight| self.dtypes.contains_key(weight));
-        let Some(weight) = weight else {
-            return self.checkpoint.tensor_bytes(&spec.name, spec.dtype);
+    /// What the weight `name` is stored as.
+    pub(crate) fn specs(&mut self, name: &str) -> Result<Vec<TensorSpec>> {
+        let parts = self.parts(name)?.iter();
+        let specs: Vec<TensorSpec> = parts.map(|(spec, _)| spec.clone()).collect();
+        let names = specs.iter().map(|spec| spec.name.clone());
+        self.weight_of
+            .extend(names.map(|part| (part, name.to_owned())));
+        Ok(specs)
+    }
+
+    /// The bytes of a tensor, where it is one of [`Nf4Tensors::specs`].
+    pub(crate) fn tensor(&mut self, spec: &TensorSpec) -> Result<Option<Vec<u8>>> {
+        let Some(weight) = self.weight_of.get(&spec.name).cloned() else {
+            return Ok(None);
         };
-        let parts = self.parts(&weight)?;
-        let part = parts.iter().find(|(part, _)| part.name == spec.name);
-        part.map(|(_, bytes)| bytes.clone())
-            .ok_or_else(|| Error::stored_tensor(self.checkpoint.path(), &spec.name, "is missing"))
+        let mut parts = self.parts(&weight)?.iter();
+        let part = parts.find(|(part, _)| part.name == spec.name);
+        Ok(part.map(|(_, bytes)| bytes.clone()))
+    }
+
+    fn parts(&mut self, name: &str) -> Result<&Nf4Parts> {
+        let last = self.last.take().filter(|(last, _)| last == name);
+        let last = match last {
+            Some(last) => last,
+            None => {
+                let (weight, source) = (self.make)(name)?;
+                (name.to_owned(), nf4_parts(name, &weight, source)?)
+            }
+        };
+        Ok(&self.last.insert(last).1)
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{DeviceArg, DtypeArg, Nf4Args};
+use super::{DeviceArg, DtypeArg, Nf4Args, RowArgs};
 
 /// `fuselora merge`
 #[derive(Clone, Debug, PartialEq, Args)]
@@ -24,9 +24,23 @@ pub struct MergeArgs {
     /// Stored precision; without: as the base, or 16 bits
     #[arg(long, value_enum)]
     pub dtype: Option<DtypeArg>,
+    /// Quantize merged weights again where the base is in NF4, and say what that changes
+    #[arg(long, conflicts_with = "dtype")]
+    pub requantize: bool,
+    /// JSONL rows, or a folder with test.jsonl, whose loss is compared before and after
+    #[arg(
+        long,
+        help_heading = "Data",
+        value_name = "PATH",
+        requires = "requantize"
+    )]
+    pub data: Option<PathBuf>,
     /// Where to compute: cpu, cuda, cuda:1, sim, auto
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: DeviceArg,
+    /// How rows are read.
+    #[command(flatten)]
+    pub rows: RowArgs,
 }
 
 /// `fuselora convert`

@@ -101,7 +101,7 @@ pub struct LoraArgs {
     /// all-linear, names such as q_proj,v_proj, or a regex
     #[arg(long, value_name = "NAMES", default_value = "all-linear")]
     pub target_modules: String,
-    /// Or false, gaussian, orthogonal, olora, loftq, pissa, pissa_niter_N
+    /// Or false, gaussian, orthogonal, olora, loftq, pissa(_niter_N)
     #[arg(
         long,
         hide_short_help = true,

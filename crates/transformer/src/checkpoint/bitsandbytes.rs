@@ -244,12 +244,13 @@ impl StoredNf4 {
         &self.info
     }
 
-    pub(super) fn source_dtype(&self) -> DType {
+    /// The type that the weight had before it was quantized.
+    pub(crate) fn source_dtype(&self) -> DType {
         self.source_dtype
     }
 
     /// The weight on a device. The CPU reads the mapped file itself where its parts are aligned.
-    pub(super) fn load(&self, device: &Device) -> Result<Nf4Weight> {
+    pub(crate) fn load(&self, device: &Device) -> Result<Nf4Weight> {
         let floats = |bytes: &Bytes| {
             let len = bytes.len() / size_of::<f32>();
             Tensor::from_shared(device, [len], DType::F32, bytes.clone())

@@ -144,6 +144,11 @@ impl Checkpoint {
         self.nf4.values().next().map(StoredNf4::source_dtype)
     }
 
+    /// A weight that is stored in NF4.
+    pub(crate) fn nf4(&self, name: &str) -> Option<&StoredNf4> {
+        self.nf4.get(name)
+    }
+
     /// Shape and stored type of a tensor.
     ///
     /// # Errors
