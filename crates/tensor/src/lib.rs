@@ -14,6 +14,7 @@ mod convert;
 mod cuda;
 mod device;
 mod dtype;
+mod dynamic_8bit;
 mod error;
 mod matrix;
 pub mod nf4;

@@ -6,11 +6,10 @@
 //! `x / absmax`. With double quantization the absmax are stored in 8 bits themselves.
 
 mod dequantize;
-mod dynamic_map;
 mod nested;
 mod quantize;
 
-use crate::{DType, Device, Error, Result, Shape, Tensor};
+use crate::{DType, Device, Error, Result, Shape, Tensor, dynamic_8bit};
 #[cfg(feature = "cuda")]
 use fuselora_kernels::nf4 as kernel;
 
@@ -35,7 +34,7 @@ pub const QUANT_MAP: [f32; 16] = [
 ];
 
 /// Blocks of a weight that make one block of its nested statistics.
-pub const NESTED_BLOCK_SIZE: usize = 256;
+pub const NESTED_BLOCK_SIZE: usize = dynamic_8bit::BLOCK_SIZE;
 
 /// A matrix in 4-bit NormalFloat, `[out_features, in_features]`.
 #[derive(Debug)]

@@ -1,59 +1,29 @@
-//! Double quantization: absmax in 8 bits, as bitsandbytes' `quantize_blockwise` computes it on the CPU.
+//! Double quantization: absmax in 8 bits.
 
-use super::{NESTED_BLOCK_SIZE, NestedAbsmax, dynamic_map::dynamic_map};
+use super::{NESTED_BLOCK_SIZE, NestedAbsmax};
+use crate::dynamic_8bit::Dynamic8bit;
 use crate::{DType, Device, Result, Tensor};
-
-/// Steps of the grid over -1..1 by which a code is looked up.
-const GRID: usize = 1 << 16;
 
 /// Subtracts the mean of `absmax` and quantizes the rest in blocks of 256 to the 8-bit dynamic data type.
 pub(super) fn quantize(device: &Device, absmax: &[f32]) -> Result<NestedAbsmax> {
-    let map = dynamic_map();
-    let codes_of_grid = codes_of_grid(&map);
+    let data_type = Dynamic8bit::signed();
+    let quant_map = data_type.quant_map();
     let offset = mean(absmax);
     let mut codes = vec![0; absmax.len()];
-    let mut nested_absmax = Vec::with_capacity(absmax.len().div_ceil(NESTED_BLOCK_SIZE));
     let blocks = absmax.chunks(NESTED_BLOCK_SIZE);
-    for (block, codes) in blocks.zip(codes.chunks_mut(NESTED_BLOCK_SIZE)) {
-        let rest = block.iter().map(|value| value - offset);
-        let largest = rest
-            .clone()
-            .fold(0.0, |largest: f32, value| largest.max(value.abs()));
-        nested_absmax.push(largest);
-        // A block of zeros keeps code 0: it is multiplied by zero.
-        if largest > 0.0 {
-            let inverse = 1.0 / largest;
-            for (code, value) in codes.iter_mut().zip(rest) {
-                *code = codes_of_grid[grid_index(value * inverse)];
-            }
-        }
-    }
+    let nested_absmax: Vec<f32> = blocks
+        .zip(codes.chunks_mut(NESTED_BLOCK_SIZE))
+        .map(|(block, codes)| {
+            let rest: Vec<f32> = block.iter().map(|value| value - offset).collect();
+            data_type.quantize(&rest, codes)
+        })
+        .collect();
     Ok(NestedAbsmax {
         absmax: Tensor::from_bytes(device, [codes.len()], DType::U8, &codes)?,
-        quant_map: Tensor::from_f32(device, [map.len()], &map)?,
+        quant_map: Tensor::from_f32(device, [quant_map.len()], quant_map)?,
         nested_absmax: Tensor::from_f32(device, [nested_absmax.len()], &nested_absmax)?,
         offset,
     })
-}
-
-/// The point of the grid that is nearest to a value. The library's compiler fuses the last multiplication and addition.
-fn grid_index(value: f32) -> usize {
-    ((value.clamp(-1.0, 1.0) + 1.0) * 0.5).mul_add((GRID - 1) as f32, 0.5) as usize
-}
-
-/// The code nearest to each point of the grid, the lower of two that are as near. bitsandbytes looks codes up here
-/// instead of comparing the value itself: so 0, which is no point of the grid, becomes 0.00002.
-fn codes_of_grid(map: &[f32; 256]) -> Vec<u8> {
-    let mut codes = Vec::with_capacity(GRID);
-    let mut code = 0;
-    for point in 0..GRID {
-        let value = 2.0 * point as f32 / (GRID - 1) as f32 - 1.0;
-        while code < 255 && value > (map[code] + map[code + 1]) * 0.5 {
-            code += 1;
-        }
-        codes.push(code as u8);
-    }
-    codes
 }
 
 /// Eight lanes of a vector, and four vectors that are summed side by side.

@@ -1,8 +1,11 @@
 //! AdamW and the gradient norm.
 
+mod adamw_8bit;
+
 #[cfg(feature = "cuda")]
 use crate::DType;
 use crate::{Error, Result, Tensor, check, parallel, simd};
+pub use adamw_8bit::{AdamW8bitParam, Moment8bit, adamw_8bit};
 use rayon::prelude::*;
 
 /// One parameter tensor with its gradient and state, all F32 and of one shape.
@@ -35,6 +38,25 @@ pub struct AdamWHyper {
     /// Gradients are clipped to this norm as `torch.nn.utils.clip_grad_norm_` does: all of them are multiplied by
     /// `max_grad_norm / (norm + 1e-6)`, at most 1. 0: they are not clipped.
     pub max_grad_norm: f32,
+}
+
+impl AdamWHyper {
+    /// `1 - lr·weight_decay` and `lr/(1 - β1^t)`.
+    fn factors(&self, lr: f32, weight_decay: f32) -> (f32, f32) {
+        let decay = (1.0 - f64::from(lr) * f64::from(weight_decay)) as f32;
+        let step_size = f64::from(lr) / correction(self.beta1, self.step);
+        (decay, step_size as f32)
+    }
+
+    /// `1/√(1 - β2^t)`.
+    fn inv_sqrt_correction2(&self) -> f32 {
+        (1.0 / correction(self.beta2, self.step).sqrt()) as f32
+    }
+}
+
+/// What a mean of `step` gradients lacks for having started at 0.
+fn correction(beta: f64, step: u64) -> f64 {
+    1.0 - beta.powf(step as f64)
 }
 
 const CHUNK: usize = 1 << 13;
@@ -70,14 +92,9 @@ pub fn adamw(params: &mut [AdamWParam], hyper: AdamWHyper, norm: &Tensor) -> Res
         max_grad_norm,
         ..
     } = hyper;
-    let correction = |beta: f64| 1.0 - beta.powf(hyper.step as f64);
-    let inv_sqrt_correction2 = (1.0 / correction(beta2).sqrt()) as f32;
+    let inv_sqrt_correction2 = hyper.inv_sqrt_correction2();
     // 1 - 0.999 in f32 is wrong in the fifth digit.
     let (new1, keep2, new2) = ((1.0 - beta1) as f32, beta2 as f32, (1.0 - beta2) as f32);
-    let factors = |lr: f32, weight_decay: f32| {
-        let decay = (1.0 - f64::from(lr) * f64::from(weight_decay)) as f32;
-        (decay, (f64::from(lr) / correction(beta1)) as f32)
-    };
     #[cfg(feature = "cuda")]
     if !norm.device().is_cpu() {
         let step = fuselora_kernels::abi::AdamWStep {
@@ -91,7 +108,7 @@ pub fn adamw(params: &mut [AdamWParam], hyper: AdamWHyper, norm: &Tensor) -> Res
         let params: Vec<_> = params
             .iter_mut()
             .map(|item| {
-                let (decay, step_size) = factors(item.lr, item.weight_decay);
+                let (decay, step_size) = hyper.factors(item.lr, item.weight_decay);
                 fuselora_kernels::optimizer::AdamWParam {
                     param: item.param.operand_mut(),
                     grad: item.grad.operand(),
@@ -106,13 +123,8 @@ pub fn adamw(params: &mut [AdamWParam], hyper: AdamWHyper, norm: &Tensor) -> Res
             fuselora_kernels::optimizer::adamw(kernels, &params, step, norm.operand())
         });
     }
-    let norm = f64::from(norm.f32("norm")?[0]);
-    if !norm.is_finite() {
+    let Some(clip) = clip(norm, max_grad_norm)? else {
         return Ok(());
-    }
-    let grad_scale = match max_grad_norm {
-        0.0 => 1.0,
-        max => (f64::from(max) / (norm + 1e-6)).min(1.0) as f32,
     };
     for AdamWParam {
         param,
@@ -123,7 +135,7 @@ pub fn adamw(params: &mut [AdamWParam], hyper: AdamWHyper, norm: &Tensor) -> Res
         weight_decay,
     } in params
     {
-        let (decay, step_size) = factors(*lr, *weight_decay);
+        let (decay, step_size) = hyper.factors(*lr, *weight_decay);
         let chunks = (
             param.f32_mut("param")?.par_chunks_mut(CHUNK),
             grad.f32("grad")?.par_chunks(CHUNK),
@@ -135,7 +147,7 @@ pub fn adamw(params: &mut [AdamWParam], hyper: AdamWHyper, norm: &Tensor) -> Res
                 #[inline(always)]
                 || {
                     for (((p, &g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
-                        let g = g * grad_scale;
+                        let g = g * clip;
                         *m += new1 * (g - *m);
                         *v = keep2 * *v + new2 * g * g;
                         *p = *p * decay - step_size * *m / (v.sqrt() * inv_sqrt_correction2 + eps);
@@ -145,6 +157,18 @@ pub fn adamw(params: &mut [AdamWParam], hyper: AdamWHyper, norm: &Tensor) -> Res
         });
     }
     Ok(())
+}
+
+/// What gradients of this norm are multiplied by; nothing where it is not finite.
+fn clip(norm: &Tensor, max_grad_norm: f32) -> Result<Option<f32>> {
+    let norm = f64::from(norm.f32("norm")?[0]);
+    if !norm.is_finite() {
+        return Ok(None);
+    }
+    Ok(Some(match max_grad_norm {
+        0.0 => 1.0,
+        max => (f64::from(max) / (norm + 1e-6)).min(1.0) as f32,
+    }))
 }
 
 /// The Euclidean norm of all gradients together, `[1]` F32, summed in f64.
