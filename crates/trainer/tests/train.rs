@@ -251,6 +251,57 @@ fn a_run_stopped_by_ctrl_c_continues_to_the_bit() {
     assert!(adapter(&stopped) == adapter(&whole), "the adapters differ");
 }
 
+/// The moments are in 8 bits where a parameter is large enough, and continue so.
+#[test]
+fn a_run_with_moments_in_8_bits_continues_to_the_bit() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/linear-rope");
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, optim: &str, steps: &[&str]| {
+        let output = folder.path().join(name);
+        let mut command = train(&case.join("base"), &case.join("train.jsonl"), &output);
+        command.args(["--rank=256", "--learning-rate=0.01", "--optim", optim]);
+        command
+            .args(["--lr-scheduler=constant", "--steps"])
+            .args(steps);
+        command.assert().success();
+        output
+    };
+    let whole = run("whole", "adamw_8bit", &["8"]);
+    run("stopped", "adamw_8bit", &["4"]);
+    let stopped = run("stopped", "adamw_8bit", &["8", "--resume"]);
+    assert_eq!(losses(&stopped), losses(&whole));
+    let file = |name: &str| {
+        (
+            fs::read(stopped.join(name)).unwrap(),
+            fs::read(whole.join(name)).unwrap(),
+        )
+    };
+    for name in [
+        "adapter_model.safetensors",
+        "checkpoint/optimizer.safetensors",
+    ] {
+        let (stopped, whole) = file(name);
+        assert!(stopped == whole, "{name} differs");
+    }
+    let (state, _) = file("checkpoint/optimizer.safetensors");
+    let state = safetensors::SafeTensors::deserialize(&state).unwrap();
+    for (name, view) in state.tensors() {
+        let large = view.shape().iter().product::<usize>() >= 4096;
+        assert_eq!(view.dtype() == safetensors::Dtype::U8, large, "{name}");
+    }
+
+    let in_f32 = losses(&run("f32", "adamw_torch", &["8"]));
+    let (_, first, _) = in_f32[0];
+    let (_, last, _) = in_f32[7];
+    let (_, last_in_8_bits, _) = losses(&whole)[7];
+    assert!(last < first, "{first} to {last}");
+    assert_ne!(last, last_in_8_bits);
+    assert!(
+        (last_in_8_bits - last).abs() < 0.05 * (first - last),
+        "{last}, {last_in_8_bits} in 8 bits"
+    );
+}
+
 /// Cases of this repository, with the flags that make their adapters anew.
 const PEFT_CASES: [(&str, &[&str]); 19] = [
     (

@@ -18,7 +18,7 @@ pub use inspect::InspectArgs;
 pub use model::{ConvertArgs, MergeArgs, QuantizeArgs};
 pub use run::{EvalArgs, GenerateArgs, LogitsArgs};
 pub use train::{LoraArgs, OptimizationArgs, TrainConfig};
-pub use values::{BiasArg, DeviceArg, DtypeArg, InitArg, QuantTypeArg, TokensArg};
+pub use values::{BiasArg, DeviceArg, DtypeArg, InitArg, OptimArg, QuantTypeArg, TokensArg};
 
 use fuselora_transformer::quantize::Nf4Options;
 

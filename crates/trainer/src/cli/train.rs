@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     MachineArgs, RowArgs,
-    values::{BiasArg, InitArg, TokensArg, count, not_negative, positive, share, steps},
+    values::{BiasArg, InitArg, OptimArg, TokensArg, count, not_negative, positive, share, steps},
 };
 use crate::{
     mistake,
@@ -156,6 +156,9 @@ pub struct OptimizationArgs {
     /// The same as a share of all steps
     #[arg(long, hide_short_help = true, value_name = "F", default_value_t = 0.0, value_parser = share)]
     pub warmup_ratio: f64,
+    /// adamw_torch, or adamw_8bit: its moments in 8 bits
+    #[arg(long, hide_short_help = true, value_name = "NAME", hide_possible_values = true, value_enum, default_value_t = OptimArg::AdamwTorch)]
+    pub optim: OptimArg,
     /// Gradients are clipped to this norm; 0: not
     #[arg(long, hide_short_help = true, value_name = "F", default_value_t = 1.0, value_parser = not_negative)]
     pub max_grad_norm: f64,

@@ -68,6 +68,20 @@ pub enum DtypeArg {
     F16,
 }
 
+/// An optimizer, as transformers' `optim` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum OptimArg {
+    /// AdamW with moments in f32.
+    #[value(alias = "adamw", help = None::<&str>)]
+    AdamwTorch,
+    /// AdamW with moments in 8 bits, as bitsandbytes keeps them.
+    #[value(name = "adamw_8bit", alias = "adamw_bnb_8bit", help = None::<&str>)]
+    #[serde(rename = "adamw_8bit")]
+    Adamw8bit,
+}
+
 /// How fresh weights come about, as PEFT's `init_lora_weights` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InitArg(pub InitLoraWeights);

@@ -1,19 +1,75 @@
 //! AdamW over an adapter's parameters.
 
-use fuselora_tensor::ops::optimizer::{AdamWHyper, AdamWParam, adamw, global_norm};
+use fuselora_tensor::ops::optimizer::{
+    AdamW8bitParam, AdamWHyper, AdamWParam, Moment8bit, adamw, adamw_8bit, global_norm,
+};
 use fuselora_tensor::{DType, Purpose, Tensor};
-use fuselora_transformer::adapter::Module;
+use fuselora_transformer::adapter::{Module, ModuleKind};
 use fuselora_transformer::lora::{Lora, LoraGradients};
 
 use super::learning_rates::{self, Rate};
-use crate::cli::OptimizationArgs;
+use crate::cli::{OptimArg, OptimizationArgs};
 
-/// Running means of one parameter's gradient and of its square.
-pub struct Moments {
-    /// First moment, F32, in the parameter's shape.
-    pub m: Tensor,
-    /// Second moment.
-    pub v: Tensor,
+/// Parameters of fewer elements keep their moments in f32 (bitsandbytes' `min_8bit_size`).
+const MIN_8BIT_SIZE: usize = 4096;
+
+/// Running means of one parameter's gradient and of its square, in this order.
+pub enum Moments {
+    /// In F32, in the parameter's shape.
+    F32(Box<[Tensor; 2]>),
+    /// In 8 bits.
+    Blockwise8bit(Box<[Moment8bit; 2]>),
+}
+
+impl Moments {
+    fn zeros(param: &Tensor, in_8_bits: bool) -> fuselora_tensor::Result<Moments> {
+        let device = param.device();
+        let _holding = device.hold(Purpose::Optimizer);
+        if in_8_bits {
+            let zeros = || Moment8bit::zeros(device, param.shape());
+            return Ok(Moments::Blockwise8bit(Box::new([zeros()?, zeros()?])));
+        }
+        let zeros = || Tensor::zeros(device, param.shape(), DType::F32);
+        Ok(Moments::F32(Box::new([zeros()?, zeros()?])))
+    }
+
+    /// All tensors, with what each is called in a saved state.
+    pub fn named_tensors(&self) -> Vec<(&'static str, &Tensor)> {
+        match self {
+            Moments::F32(moments) => {
+                let [m, v] = &**moments;
+                vec![("m", m), ("v", v)]
+            }
+            Moments::Blockwise8bit(moments) => {
+                let [m, v] = &**moments;
+                vec![
+                    ("m", &m.codes),
+                    ("m.absmax", &m.absmax),
+                    ("v", &v.codes),
+                    ("v.absmax", &v.absmax),
+                ]
+            }
+        }
+    }
+
+    /// As [`Moments::named_tensors`], to be read into.
+    pub fn named_tensors_mut(&mut self) -> Vec<(&'static str, &mut Tensor)> {
+        match self {
+            Moments::F32(moments) => {
+                let [m, v] = &mut **moments;
+                vec![("m", m), ("v", v)]
+            }
+            Moments::Blockwise8bit(moments) => {
+                let [m, v] = &mut **moments;
+                vec![
+                    ("m", &mut m.codes),
+                    ("m.absmax", &mut m.absmax),
+                    ("v", &mut v.codes),
+                    ("v.absmax", &mut v.absmax),
+                ]
+            }
+        }
+    }
 }
 
 /// The optimizer's state, in the order of [`Lora::parameters`].
@@ -35,19 +91,21 @@ impl Optimizer {
         modules: &[Module],
         settings: &OptimizationArgs,
     ) -> anyhow::Result<Optimizer> {
-        let zeros = |t: &Tensor| {
-            let _holding = t.device().hold(Purpose::Optimizer);
-            Tensor::zeros(t.device(), t.shape(), DType::F32)
-        };
+        // As transformers has it, the moments of an embedding that is trained whole stay in f32.
+        let embeddings: Vec<String> = modules
+            .iter()
+            .filter(|module| module.kind == ModuleKind::Embedding)
+            .map(|module| format!("base_model.model.{}.weight", module.name))
+            .collect();
         let moments = lora
             .parameters()
-            .map(|(_, t)| {
-                Ok(Moments {
-                    m: zeros(t)?,
-                    v: zeros(t)?,
-                })
+            .map(|(name, param)| {
+                let in_8_bits = settings.optim == OptimArg::Adamw8bit
+                    && param.element_count() >= MIN_8BIT_SIZE
+                    && !embeddings.contains(&name);
+                Moments::zeros(param, in_8_bits)
             })
-            .collect::<anyhow::Result<_>>()?;
+            .collect::<Result<_, _>>()?;
         Ok(Optimizer {
             step: 0,
             moments,
@@ -69,18 +127,37 @@ impl Optimizer {
         settings: &OptimizationArgs,
     ) -> anyhow::Result<()> {
         self.step += 1;
+        let (mut params, mut params_8bit) = (Vec::new(), Vec::new());
         let parameters = lora.parameters_mut().zip(gradients.tensors());
-        let mut params: Vec<AdamWParam> = parameters
-            .zip(self.moments.iter_mut().zip(&self.rates))
-            .map(|((param, grad), (moments, rate))| AdamWParam {
-                param,
-                grad,
-                m: &mut moments.m,
-                v: &mut moments.v,
-                lr: (learning_rate * rate.factor) as f32,
-                weight_decay: rate.weight_decay as f32,
-            })
-            .collect();
+        let state = self.moments.iter_mut().zip(&self.rates);
+        for ((param, grad), (moments, rate)) in parameters.zip(state) {
+            let lr = (learning_rate * rate.factor) as f32;
+            let weight_decay = rate.weight_decay as f32;
+            match moments {
+                Moments::F32(moments) => {
+                    let [m, v] = &mut **moments;
+                    params.push(AdamWParam {
+                        param,
+                        grad,
+                        m,
+                        v,
+                        lr,
+                        weight_decay,
+                    });
+                }
+                Moments::Blockwise8bit(moments) => {
+                    let [m, v] = &mut **moments;
+                    params_8bit.push(AdamW8bitParam {
+                        param,
+                        grad,
+                        m,
+                        v,
+                        lr,
+                        weight_decay,
+                    });
+                }
+            }
+        }
         let hyper = AdamWHyper {
             beta1: settings.adam_beta1,
             beta2: settings.adam_beta2,
@@ -88,7 +165,8 @@ impl Optimizer {
             step: self.step,
             max_grad_norm: settings.max_grad_norm as f32,
         };
-        Ok(adamw(&mut params, hyper, grad_norm)?)
+        adamw(&mut params, hyper, grad_norm)?;
+        Ok(adamw_8bit(&mut params_8bit, hyper, grad_norm)?)
     }
 }
 

@@ -71,15 +71,16 @@ pub fn save(
 ) -> anyhow::Result<()> {
     let mut tensors: BTreeMap<String, &Tensor> = BTreeMap::new();
     for ((name, _), moments) in lora.parameters().zip(&optimizer.moments) {
-        tensors.insert(format!("{name}.m"), &moments.m);
-        tensors.insert(format!("{name}.v"), &moments.v);
+        for (which, tensor) in moments.named_tensors() {
+            tensors.insert(format!("{name}.{which}"), tensor);
+        }
     }
     let specs: Vec<TensorSpec> = tensors
         .iter()
         .map(|(name, tensor)| TensorSpec {
             name: name.clone(),
             shape: tensor.shape().to_vec(),
-            dtype: DType::F32,
+            dtype: tensor.dtype(),
         })
         .collect();
     let json = serde_json::to_vec_pretty(state)?;
@@ -144,16 +145,22 @@ pub fn read_moments(output: &Path, lora: &Lora, optimizer: &mut Optimizer) -> an
         |error: &dyn std::fmt::Display| mistake!("{} is damaged: {error}", path.display());
     let stored = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&error))?;
     for ((parameter, _), moments) in lora.parameters().zip(&mut optimizer.moments) {
-        for (which, tensor) in [("m", &mut moments.m), ("v", &mut moments.v)] {
+        for (which, tensor) in moments.named_tensors_mut() {
             let name = format!("{parameter}.{which}");
             let view = stored.tensor(&name).map_err(|error| damaged(&error))?;
-            if view.shape() != &tensor.shape()[..] || view.dtype() != safetensors::Dtype::F32 {
+            let dtype = match tensor.dtype() {
+                DType::U8 => safetensors::Dtype::U8,
+                _ => safetensors::Dtype::F32,
+            };
+            if view.shape() != &tensor.shape()[..] || view.dtype() != dtype {
                 return Err(damaged(&format!(
-                    "`{name}` is not F32 of shape {}",
+                    "`{name}` is not {} of shape {}",
+                    tensor.dtype(),
                     tensor.shape()
                 )));
             }
-            *tensor = Tensor::from_bytes(tensor.device(), tensor.shape(), DType::F32, view.data())?;
+            let shape = tensor.shape().clone();
+            *tensor = Tensor::from_bytes(tensor.device(), shape, tensor.dtype(), view.data())?;
         }
     }
     Ok(())
