@@ -387,23 +387,3 @@ fn loading_in_4_bits_is_quantizing_and_loading() {
         assert!(compared >= 8);
     }
 }
-
-/// The kernels read floats only so far.
-#[cfg(feature = "cuda")]
-#[test]
-fn other_devices_are_refused_before_anything_is_loaded() {
-    ptxsim_driver::select("h100").unwrap();
-    let device = Device::cuda(0).unwrap();
-    let (written, source) = (quantized(&DOUBLE), floats(&config()));
-    for (folder, options) in [(written, None), (source, Some(&DOUBLE))] {
-        let checkpoint = Checkpoint::open(folder.path()).unwrap();
-        let Err(error) = Model::load_quantized(&checkpoint, &device, DType::F32, options) else {
-            panic!("it loads")
-        };
-        let error = error.to_string();
-        assert!(
-            error.contains("models in NF4 run on the CPU only so far"),
-            "{error}"
-        );
-    }
-}

@@ -289,12 +289,12 @@ fn the_first_gradients_agree_with_and_without_checkpointing() {
     }
 }
 
-/// The kernels in place of the CPU's operations: one case in both types and one whose adapter has bases of its own,
-/// because a simulated GPU takes its time.
+/// The kernels in place of the CPU's operations: one case in both types, one in NF4, and one whose adapter has bases of
+/// its own, because a simulated GPU takes its time.
 #[cfg(feature = "cuda")]
 #[test]
 fn the_kernels_agree() {
-    let Some(folder) = case("llama-lora") else {
+    let (Some(folder), Some(quantized)) = (case("llama-lora"), case(NF4_CASE)) else {
         return;
     };
     ptxsim_driver::select("h100").unwrap();
@@ -305,9 +305,11 @@ fn the_kernels_agree() {
         case.check_first_gradients(false, &bounds);
     }
     let own_bases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/pissa");
-    let case = Case::load_on(&device, DType::F32, own_bases, "adapter-initial");
-    case.check_logits(&F32);
-    case.check_first_gradients(false, &F32);
+    for folder in [quantized, own_bases] {
+        let case = Case::load_on(&device, DType::F32, folder, "adapter-initial");
+        case.check_logits(&F32);
+        case.check_first_gradients(false, &F32);
+    }
 }
 
 #[test]

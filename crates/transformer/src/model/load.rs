@@ -197,11 +197,6 @@ impl Model {
                 "models with a fused query, key and value projection run on the CPU only so far, not on {device}: use --device cpu"
             )));
         }
-        if (nf4.is_some() || checkpoint.nf4_source_dtype().is_some()) && !device.is_cpu() {
-            return Err(Error::Input(format!(
-                "models in NF4 run on the CPU only so far, not on {device}: use --device cpu"
-            )));
-        }
         let _holding = device.hold(Purpose::Weights);
         let loader = Loader {
             checkpoint,
