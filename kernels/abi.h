@@ -238,10 +238,18 @@ struct OptimizerTensor {
     uint32_t elements;
     // The block that its first chunk belongs to.
     uint32_t first_block;
+    // Which of the step's rates are its own.
+    uint32_t rate;
+};
+
+// A tensor's numbers that change from step to step: they lie on the device.
+struct AdamWRate {
     // 1 - lr * weight_decay
     float decay;
     // lr / (1 - beta1^t)
     float step_size;
+    // 1 / sqrt(1 - beta2^t)
+    float inv_sqrt_correction2;
 };
 
 struct OptimizerTable {
@@ -249,12 +257,11 @@ struct OptimizerTable {
     uint32_t count;
 };
 
-// What all tensors of a step share.
+// What all tensors of a run share.
 struct AdamWStep {
     float new1;  // 1 - beta1
     float keep2; // beta2
     float new2;  // 1 - beta2
-    float inv_sqrt_correction2;
     float eps;
     // 0: not clipped.
     float max_grad_norm;

@@ -6,9 +6,11 @@
 //           p -= step_size m / (sqrt(v) inv_sqrt_correction2 + eps),  step_size = lr / (1 - beta1^t)
 //
 // as PyTorch's AdamW and clip_grad_norm_ compute it. The norm is read from the device, so the host never
-// waits for it; where it is not finite, adamw changes nothing.
+// waits for it; where it is not finite, adamw changes nothing. What depends on the step is read from the
+// device too, so that a launch may be repeated as it was.
 //
-// Layouts   a table of up to OPTIMIZER_TENSORS tensors by value; p, g, m, v [elements] f32 each.
+// Layouts   a table of up to OPTIMIZER_TENSORS tensors by value; p, g, m, v [elements] f32 each;
+//           rates [tensors of all launches].
 // Launch    OPTIMIZER_THREADS threads per block, OPTIMIZER_CHUNK elements of one tensor per block; a block
 //           finds its tensor in the table. Sums run in one order; partial sums are f64.
 // Traffic   norm: g in. adamw: p, g, m, v in; p, m, v out: 28 bytes per element.
@@ -76,13 +78,15 @@ extern "C" __global__ void __launch_bounds__(OPTIMIZER_THREADS)
 }
 
 extern "C" __global__ void __launch_bounds__(OPTIMIZER_THREADS)
-    adamw(const __grid_constant__ OptimizerTable table, const __grid_constant__ AdamWStep step, const float *norm) {
+    adamw(const __grid_constant__ OptimizerTable table, const __grid_constant__ AdamWStep step, const AdamWRate *rates,
+          const float *norm) {
     if (!isfinite(*norm)) return;
     Chunk chunk(table);
     float *param = reinterpret_cast<float *>(chunk.tensor.param);
     const float *grad = reinterpret_cast<const float *>(chunk.tensor.grad);
     float *m = reinterpret_cast<float *>(chunk.tensor.m);
     float *v = reinterpret_cast<float *>(chunk.tensor.v);
+    AdamWRate rate = rates[chunk.tensor.rate];
     float clip = step.max_grad_norm > 0.0f ? fminf(1.0f, step.max_grad_norm / (*norm + 1e-6f)) : 1.0f;
     chunk.for_each([&](uint32_t i, auto count) {
         constexpr int N = decltype(count)::value;
@@ -96,8 +100,8 @@ extern "C" __global__ void __launch_bounds__(OPTIMIZER_THREADS)
             float clipped = g[j] * clip;
             first[j] += step.new1 * (clipped - first[j]);
             second[j] = step.keep2 * second[j] + step.new2 * clipped * clipped;
-            p[j] = p[j] * chunk.tensor.decay -
-                   chunk.tensor.step_size * first[j] / (sqrtf(second[j]) * step.inv_sqrt_correction2 + step.eps);
+            p[j] = p[j] * rate.decay -
+                   rate.step_size * first[j] / (sqrtf(second[j]) * rate.inv_sqrt_correction2 + step.eps);
         }
         store_run(param + i, p);
         store_run(m + i, first);

@@ -19,11 +19,12 @@ pub struct AdamWParam<'a> {
     pub m: OperandMut<'a>,
     /// The running mean of the squared gradient.
     pub v: OperandMut<'a>,
-    /// `1 - lr·weight_decay`.
-    pub decay: f32,
-    /// `lr/(1 - β1^t)`.
-    pub step_size: f32,
+    /// Which of the step's rates is its own.
+    pub rate: u32,
 }
+
+/// The f32 values of an [`AdamWRate`](crate::abi::AdamWRate).
+pub const RATE_LEN: usize = size_of::<crate::abi::AdamWRate>() / size_of::<f32>();
 
 /// The f32 values of workspace that [`gradient_norm`] needs for gradients of these lengths.
 pub fn gradient_norm_workspace(lengths: impl Iterator<Item = u64>) -> u64 {
@@ -87,27 +88,36 @@ pub fn gradient_norm(
 
 /// AdamW as PyTorch computes it, after clipping the gradients by `norm [1]` f32, which [`gradient_norm`] wrote:
 /// `g *= min(1, max_grad_norm/(norm + 1e-6))` where `max_grad_norm > 0`. Where the norm is not finite, nothing is
-/// changed.
+/// changed. `rates [count, RATE_LEN]` f32 are [`AdamWRate`](crate::abi::AdamWRate)s.
 ///
 /// # Errors
 /// When the tensors of a parameter are not f32, differ in length, do not start at a multiple of 16 bytes or have
-/// 2^32 elements, or the driver refuses.
+/// 2^32 elements, when a parameter's rate is not there, or the driver refuses.
 pub fn adamw(
     kernels: &Kernels,
     params: &[AdamWParam],
     step: AdamWStep,
+    rates: Operand,
     norm: Operand,
 ) -> Result<(), LaunchError> {
     norm.check("norm", Element::F32, 1)?;
+    rates.check("rates", Element::F32, rates.len())?;
+    let rate_count = rates.len() / RATE_LEN as u64;
     let tensors = params.iter().map(|item| {
         let AdamWParam {
             param,
             grad,
             m,
             v,
-            decay,
-            step_size,
+            rate,
         } = item;
+        if u64::from(*rate) >= rate_count {
+            return Err(LaunchError::Parameter {
+                parameter: "rate",
+                found: u64::from(*rate),
+                expected: "a parameter has one of the rates that were given",
+            });
+        }
         for (name, tensor) in [
             ("param", &**param),
             ("grad", grad),
@@ -123,8 +133,7 @@ pub fn adamw(
             v: v.address(),
             elements: param.len() as u32,
             first_block: 0,
-            decay: *decay,
-            step_size: *step_size,
+            rate: *rate,
         })
     });
     for table in tables(tensors)? {
@@ -137,6 +146,7 @@ pub fn adamw(
                 BLOCK,
                 table.table,
                 step,
+                rates.address(),
                 norm.address(),
             );
         }

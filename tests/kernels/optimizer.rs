@@ -3,7 +3,9 @@
 use crate::device::{Device, numbers};
 use crate::storage::{check_close, exact};
 use fuselora_kernels::abi::AdamWStep;
-use fuselora_kernels::optimizer::{AdamWParam, adamw, gradient_norm, gradient_norm_workspace};
+use fuselora_kernels::optimizer::{
+    AdamWParam, RATE_LEN, adamw, gradient_norm, gradient_norm_workspace,
+};
 use proptest::prelude::*;
 
 pub const KERNELS: &[&str] = &["gradient_squares", "gradient_norm", "adamw"];
@@ -44,20 +46,23 @@ proptest! {
         let expected = squares.sum::<f64>().sqrt();
         check_close("norm", &device.download(&norm), &[expected], 0.0)?;
 
-        let step = AdamWStep { new1: 0.1, keep2: 0.99, new2: 0.01, inv_sqrt_correction2: 1.7, eps: 1e-3, max_grad_norm };
-        let (decay, step_size) = (0.998f32, 3e-2f32);
+        let step = AdamWStep { new1: 0.1, keep2: 0.99, new2: 0.01, eps: 1e-3, max_grad_norm };
+        // Each tensor has rates of its own.
+        let rates: Vec<[f32; RATE_LEN]> =
+            (0..lengths.len()).map(|i| [0.998 - 1e-3 * i as f32, 3e-2 + 1e-3 * i as f32, 1.7 + 0.01 * i as f32]).collect();
+        let on_device_rates = device.upload(rates.as_flattened());
         let mut params: Vec<_> = on_device
             .iter_mut()
-            .map(|[param, grad, m, v]| AdamWParam {
+            .zip(0..)
+            .map(|([param, grad, m, v], rate)| AdamWParam {
                 param: device.operand_mut(param),
                 grad: device.operand(grad),
                 m: device.operand_mut(m),
                 v: device.operand_mut(v),
-                decay,
-                step_size,
+                rate,
             })
             .collect();
-        adamw(&device.kernels, &params, step, device.operand(&norm))?;
+        adamw(&device.kernels, &params, step, device.operand(&on_device_rates), device.operand(&norm))?;
         params.clear();
         drop(params);
 
@@ -65,14 +70,15 @@ proptest! {
             0.0 => 1.0,
             max => (f64::from(max) / (expected + 1e-6)).min(1.0),
         };
-        for (host, found) in host.iter().zip(&on_device) {
+        for ((host, found), rates) in host.iter().zip(&on_device).zip(&rates) {
+            let [decay, step_size, inv_sqrt_correction2] = rates.map(f64::from);
             let [mut param, grad, mut m, mut v] = host.each_ref().map(|values| exact(values));
             for i in 0..param.len() {
                 let g = clip * grad[i];
                 m[i] += f64::from(step.new1) * (g - m[i]);
                 v[i] = f64::from(step.keep2) * v[i] + f64::from(step.new2) * g * g;
-                let divisor = v[i].sqrt() * f64::from(step.inv_sqrt_correction2) + f64::from(step.eps);
-                param[i] = param[i] * f64::from(decay) - f64::from(step_size) * m[i] / divisor;
+                let divisor = v[i].sqrt() * inv_sqrt_correction2 + f64::from(step.eps);
+                param[i] = param[i] * decay - step_size * m[i] / divisor;
             }
             check_close("param", &device.download(&found[0]), &param, 1.0)?;
             check_close("m", &device.download(&found[2]), &m, 1.0)?;

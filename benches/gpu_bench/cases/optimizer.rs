@@ -5,7 +5,9 @@ use crate::device::Buffer;
 use anyhow::Result;
 use fuselora_kernels::Element;
 use fuselora_kernels::abi::AdamWStep;
-use fuselora_kernels::optimizer::{AdamWParam, adamw, gradient_norm, gradient_norm_workspace};
+use fuselora_kernels::optimizer::{
+    AdamWParam, RATE_LEN, adamw, gradient_norm, gradient_norm_workspace,
+};
 
 pub fn cases(scope: Scope) -> Vec<Case> {
     let shape: [u32; 2] = match scope {
@@ -45,7 +47,6 @@ fn adamw_case(shape: [u32; 2]) -> Case {
         new1: 0.1,
         keep2: 0.999,
         new2: 0.001,
-        inv_sqrt_correction2: 1.0,
         eps: 1e-8,
         max_grad_norm: 1.0,
     };
@@ -62,20 +63,21 @@ fn adamw_case(shape: [u32; 2]) -> Case {
             let mut params = (0..tensors)
                 .map(|_| Ok([random()?, random()?, random()?, zeros()?]))
                 .collect::<Result<Vec<[Buffer; 4]>>>()?;
+            let rates = device.random(Element::F32, tensors * RATE_LEN as u64)?;
             let norm = device.random(Element::F32, 1)?;
             Ok(Box::new(move |kernels| {
                 let params: Vec<_> = params
                     .iter_mut()
-                    .map(|[param, grad, m, v]| AdamWParam {
+                    .zip(0..)
+                    .map(|([param, grad, m, v], rate)| AdamWParam {
                         param: param.operand_mut(),
                         grad: grad.operand(),
                         m: m.operand_mut(),
                         v: v.operand_mut(),
-                        decay: 1.0,
-                        step_size: 1e-3,
+                        rate,
                     })
                     .collect();
-                adamw(kernels, &params, step, norm.operand())
+                adamw(kernels, &params, step, rates.operand(), norm.operand())
             }))
         }),
     }

@@ -1,7 +1,9 @@
 use super::{Device, extents};
 use anyhow::Result;
 use fuselora_kernels::abi::AdamWStep;
-use fuselora_kernels::optimizer::{AdamWParam, adamw, gradient_norm, gradient_norm_workspace};
+use fuselora_kernels::optimizer::{
+    AdamWParam, RATE_LEN, adamw, gradient_norm, gradient_norm_workspace,
+};
 
 pub fn launch(device: &Device, kernel: &str, shape: Option<&[u64]>) -> Result<Option<Vec<u64>>> {
     if !["gradient_squares", "gradient_norm", "adamw"].contains(&kernel) {
@@ -24,17 +26,17 @@ pub fn launch(device: &Device, kernel: &str, shape: Option<&[u64]>) -> Result<Op
         grad,
         m: device.operand_mut(&mut m),
         v: device.operand_mut(&mut v),
-        decay: 1.0,
-        step_size: 1e-3,
+        rate: 0,
     };
     let step = AdamWStep {
         new1: 0.1,
         keep2: 0.999,
         new2: 0.001,
-        inv_sqrt_correction2: 1.0,
         eps: 1e-8,
         max_grad_norm: 1.0,
     };
-    adamw(&device.kernels, &[param], step, device.operand(&norm))?;
+    let rates = device.zeros::<f32>(RATE_LEN as u64)?;
+    let (rates, norm) = (device.operand(&rates), device.operand(&norm));
+    adamw(&device.kernels, &[param], step, rates, norm)?;
     Ok(Some(vec![elements]))
 }

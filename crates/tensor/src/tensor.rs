@@ -333,6 +333,27 @@ impl Tensor {
         }
     }
 
+    /// Overwrites the elements of an F32 tensor with `values` from the host.
+    ///
+    /// # Errors
+    /// When the data type is another or there are not as many elements, or this tensor is a read-only view of shared
+    /// memory.
+    pub fn set_f32(&mut self, values: &[f32]) -> Result<()> {
+        self.check_dtype("tensor", DType::F32)?;
+        check_length(&self.shape, self.dtype, size_of_val(values))?;
+        self.write(bytemuck::cast_slice(values))
+    }
+
+    /// Overwrites the elements of a U32 tensor with `values` from the host.
+    ///
+    /// # Errors
+    /// As [`Tensor::set_f32`].
+    pub fn set_u32(&mut self, values: &[u32]) -> Result<()> {
+        self.check_dtype("tensor", DType::U32)?;
+        check_length(&self.shape, self.dtype, size_of_val(values))?;
+        self.write(bytemuck::cast_slice(values))
+    }
+
     /// Copies all elements of `source`, on the same device, over those from byte `offset` on.
     pub(crate) fn copy_bytes(&mut self, offset: usize, source: &Tensor) -> Result<()> {
         #[cfg(feature = "cuda")]

@@ -2,9 +2,7 @@
 
 mod adamw_8bit;
 
-#[cfg(feature = "cuda")]
-use crate::DType;
-use crate::{Error, Result, Tensor, check, parallel, simd};
+use crate::{DType, Device, Error, Result, Tensor, check, parallel, simd};
 pub use adamw_8bit::{AdamW8bitParam, Moment8bit, adamw_8bit};
 use rayon::prelude::*;
 
@@ -18,13 +16,11 @@ pub struct AdamWParam<'a> {
     pub m: &'a mut Tensor,
     /// The running mean of the squared gradient.
     pub v: &'a mut Tensor,
-    /// Its learning rate.
-    pub lr: f32,
-    /// Its decoupled weight decay.
-    pub weight_decay: f32,
+    /// Which of the [`AdamWRates`] is its own.
+    pub rate: usize,
 }
 
-/// What all parameters of a step share.
+/// What all parameters share in every step.
 #[derive(Debug, Clone, Copy)]
 pub struct AdamWHyper {
     /// Decay of `m`.
@@ -33,30 +29,77 @@ pub struct AdamWHyper {
     pub beta2: f64,
     /// Added to the denominator.
     pub eps: f32,
-    /// The number of this step, from 1.
-    pub step: u64,
     /// Gradients are clipped to this norm as `torch.nn.utils.clip_grad_norm_` does: all of them are multiplied by
     /// `max_grad_norm / (norm + 1e-6)`, at most 1. 0: they are not clipped.
     pub max_grad_norm: f32,
 }
 
-impl AdamWHyper {
-    /// `1 - lr·weight_decay` and `lr/(1 - β1^t)`.
-    fn factors(&self, lr: f32, weight_decay: f32) -> (f32, f32) {
-        let decay = (1.0 - f64::from(lr) * f64::from(weight_decay)) as f32;
-        let step_size = f64::from(lr) / correction(self.beta1, self.step);
-        (decay, step_size as f32)
-    }
-
-    /// `1/√(1 - β2^t)`.
-    fn inv_sqrt_correction2(&self) -> f32 {
-        (1.0 / correction(self.beta2, self.step).sqrt()) as f32
-    }
+/// How fast a parameter learns in one step.
+#[derive(Debug, Clone, Copy)]
+pub struct AdamWRate {
+    /// The learning rate.
+    pub lr: f32,
+    /// The decoupled weight decay.
+    pub weight_decay: f32,
 }
 
-/// What a mean of `step` gradients lacks for having started at 0.
-fn correction(beta: f64, step: u64) -> f64 {
-    1.0 - beta.powf(step as f64)
+/// What changes from step to step, on the parameters' device: all else of a step is as it was in the one before.
+#[derive(Debug)]
+pub struct AdamWRates(Tensor);
+
+/// `1 - lr·weight_decay`, `lr/(1 - β1^t)` and `1/√(1 - β2^t)`.
+const RATE_LEN: usize = 3;
+
+impl AdamWRates {
+    /// Room for so many rates. Until they are [set](AdamWRates::set), a step moves nothing.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn new(device: &Device, count: usize) -> Result<AdamWRates> {
+        let at_rest = [1.0, 0.0, 1.0].repeat(count);
+        let values = Tensor::from_f32(device, [count, RATE_LEN], &at_rest)?;
+        Ok(AdamWRates(values))
+    }
+
+    /// Sets all of them for step `step`, from 1.
+    ///
+    /// # Errors
+    /// When the step is 0, or there are more or fewer of them.
+    pub fn set(&mut self, step: u64, hyper: &AdamWHyper, rates: &[AdamWRate]) -> Result<()> {
+        if step == 0 {
+            return Err(Error::Argument("adamw: steps are counted from 1".into()));
+        }
+        // What a mean of `step` gradients lacks for having started at 0.
+        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+        let inv_sqrt_correction2 = (1.0 / correction(hyper.beta2).sqrt()) as f32;
+        let values: Vec<f32> = rates
+            .iter()
+            .flat_map(|&AdamWRate { lr, weight_decay }| {
+                let decay = (1.0 - f64::from(lr) * f64::from(weight_decay)) as f32;
+                let step_size = (f64::from(lr) / correction(hyper.beta1)) as f32;
+                [decay, step_size, inv_sqrt_correction2]
+            })
+            .collect();
+        self.0.set_f32(&values)
+    }
+
+    /// That every one of `used` is there, on `device`.
+    fn check(&self, device: &Device, used: impl Iterator<Item = usize>) -> Result<()> {
+        self.0.check_device("rates", device)?;
+        let count = self.0.shape()[0];
+        match used.max().filter(|&index| index >= count) {
+            Some(index) => Err(Error::Argument(format!(
+                "adamw: a parameter has the rate {index}, but there are {count} rates"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Those of rate `index`, on the CPU.
+    fn values(&self, index: usize) -> Result<[f32; RATE_LEN]> {
+        let (rates, _) = self.0.f32("rates")?.as_chunks();
+        Ok(rates[index])
+    }
 }
 
 const CHUNK: usize = 1 << 13;
@@ -68,9 +111,15 @@ const CHUNK: usize = 1 << 13;
 /// `norm [1]` F32 is that of all gradients, from [`global_norm`]. Where it is not finite, nothing is changed.
 ///
 /// # Errors
-/// When the step is 0, and on shapes, data types and devices that do not fit.
-pub fn adamw(params: &mut [AdamWParam], hyper: AdamWHyper, norm: &Tensor) -> Result<()> {
+/// When a parameter's rate is not there, and on shapes, data types and devices that do not fit.
+pub fn adamw(
+    params: &mut [AdamWParam],
+    hyper: AdamWHyper,
+    rates: &AdamWRates,
+    norm: &Tensor,
+) -> Result<()> {
     norm.check_shape("norm", &[1])?;
+    rates.check(norm.device(), params.iter().map(|item| item.rate))?;
     for AdamWParam {
         param, grad, m, v, ..
     } in &*params
@@ -82,17 +131,12 @@ pub fn adamw(params: &mut [AdamWParam], hyper: AdamWHyper, norm: &Tensor) -> Res
         check::devices(norm.device(), [("param", &**param)])?;
         check::devices(norm.device(), others)?;
     }
-    if hyper.step == 0 {
-        return Err(Error::Argument("adamw: steps are counted from 1".into()));
-    }
     let AdamWHyper {
         beta1,
         beta2,
         eps,
         max_grad_norm,
-        ..
     } = hyper;
-    let inv_sqrt_correction2 = hyper.inv_sqrt_correction2();
     // 1 - 0.999 in f32 is wrong in the fifth digit.
     let (new1, keep2, new2) = ((1.0 - beta1) as f32, beta2 as f32, (1.0 - beta2) as f32);
     #[cfg(feature = "cuda")]
@@ -101,26 +145,23 @@ pub fn adamw(params: &mut [AdamWParam], hyper: AdamWHyper, norm: &Tensor) -> Res
             new1,
             keep2,
             new2,
-            inv_sqrt_correction2,
             eps,
             max_grad_norm,
         };
         let params: Vec<_> = params
             .iter_mut()
-            .map(|item| {
-                let (decay, step_size) = hyper.factors(item.lr, item.weight_decay);
-                fuselora_kernels::optimizer::AdamWParam {
-                    param: item.param.operand_mut(),
-                    grad: item.grad.operand(),
-                    m: item.m.operand_mut(),
-                    v: item.v.operand_mut(),
-                    decay,
-                    step_size,
-                }
+            .map(|item| fuselora_kernels::optimizer::AdamWParam {
+                param: item.param.operand_mut(),
+                grad: item.grad.operand(),
+                m: item.m.operand_mut(),
+                v: item.v.operand_mut(),
+                // A rate is one of those that a tensor holds, of fewer than 2^32 parameters.
+                rate: item.rate as u32,
             })
             .collect();
         return norm.device().launch(|kernels| {
-            fuselora_kernels::optimizer::adamw(kernels, &params, step, norm.operand())
+            let (rates, norm) = (rates.0.operand(), norm.operand());
+            fuselora_kernels::optimizer::adamw(kernels, &params, step, rates, norm)
         });
     }
     let Some(clip) = clip(norm, max_grad_norm)? else {
@@ -131,11 +172,10 @@ pub fn adamw(params: &mut [AdamWParam], hyper: AdamWHyper, norm: &Tensor) -> Res
         grad,
         m,
         v,
-        lr,
-        weight_decay,
+        rate,
     } in params
     {
-        let (decay, step_size) = hyper.factors(*lr, *weight_decay);
+        let [decay, step_size, inv_sqrt_correction2] = rates.values(*rate)?;
         let chunks = (
             param.f32_mut("param")?.par_chunks_mut(CHUNK),
             grad.f32("grad")?.par_chunks(CHUNK),

@@ -14,7 +14,7 @@ use fuselora_tensor::{
         gelu::{self, GeluKind},
         kv_cache, layer_norm,
         lora_linear::{self, Backward, Dropout, Gradients, Lora, Projection},
-        optimizer::{self, AdamWHyper, AdamWParam},
+        optimizer::{self, AdamWHyper, AdamWParam, AdamWRate, AdamWRates},
         rms_norm,
         rope::{self, RopeTable},
         swiglu,
@@ -266,16 +266,18 @@ proptest! {
             [p, g, m, v]
         }).collect();
         let grads: Vec<f64> = all.iter().flat_map(|[_, g, ..]| g.wide()).collect();
-        let hyper = AdamWHyper { beta1: 0.9, beta2: 0.999, eps: 1e-8, step: 3, max_grad_norm };
+        let hyper = AdamWHyper { beta1: 0.9, beta2: 0.999, eps: 1e-8, max_grad_norm };
         let norm = optimizer::global_norm(&all.iter().map(|[_, g, ..]| &g.cuda).collect::<Vec<_>>()).unwrap();
         let expected = grads.iter().map(|g| g * g).sum::<f64>().sqrt();
         assert_close("norm", &norm, &[expected], DType::F32);
         let norm_cpu = norm.to_device(&Device::cpu()).unwrap();
         for (side, norm) in [(Side::Cuda, &norm), (Side::Cpu, &norm_cpu)] {
-            let mut params: Vec<_> = all.iter_mut().map(|[p, g, m, v]| AdamWParam {
-                param: side.of_mut(p), grad: side.of(g), m: side.of_mut(m), v: side.of_mut(v), lr: 1e-2, weight_decay: 0.1,
+            let mut params: Vec<_> = all.iter_mut().enumerate().map(|(rate, [p, g, m, v])| AdamWParam {
+                param: side.of_mut(p), grad: side.of(g), m: side.of_mut(m), v: side.of_mut(v), rate,
             }).collect();
-            optimizer::adamw(&mut params, hyper, norm).unwrap();
+            let mut rates = AdamWRates::new(norm.device(), params.len()).unwrap();
+            rates.set(3, &hyper, &vec![AdamWRate { lr: 1e-2, weight_decay: 0.1 }; params.len()]).unwrap();
+            optimizer::adamw(&mut params, hyper, &rates, norm).unwrap();
         }
         for [p, _, m, v] in &all {
             assert_same("param", &p.cuda, &p.cpu, DType::F32);
@@ -435,7 +437,6 @@ fn a_step_with_a_gradient_that_is_no_number_changes_nothing() {
         beta1: 0.9,
         beta2: 0.999,
         eps: 1e-8,
-        step: 1,
         max_grad_norm: 1.0,
     };
     let param = AdamWParam {
@@ -443,10 +444,15 @@ fn a_step_with_a_gradient_that_is_no_number_changes_nothing() {
         grad: &grad,
         m: &mut m,
         v: &mut v,
+        rate: 0,
+    };
+    let mut rates = AdamWRates::new(&device(), 1).unwrap();
+    let rate = AdamWRate {
         lr: 1e-2,
         weight_decay: 0.1,
     };
-    optimizer::adamw(&mut [param], hyper, &norm).unwrap();
+    rates.set(1, &hyper, &[rate]).unwrap();
+    optimizer::adamw(&mut [param], hyper, &rates, &norm).unwrap();
     assert_eq!(p.to_f32_vec().unwrap(), [1.0, 2.0]);
     assert_eq!(m.to_f32_vec().unwrap(), [0.5; 2]);
     assert_eq!(v.to_f32_vec().unwrap(), [0.25; 2]);

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use fuselora_tensor::ops::optimizer::{AdamW8bitParam, AdamWHyper, Moment8bit, adamw_8bit};
+use fuselora_tensor::ops::optimizer::{
+    AdamW8bitParam, AdamWHyper, AdamWRate, AdamWRates, Moment8bit, adamw_8bit,
+};
 use fuselora_tensor::{DType, Device, Tensor, reference};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -46,17 +48,22 @@ impl State {
         State { param, m, v }
     }
 
-    fn step(&mut self, grad: &[f32], lr: f32, hyper: AdamWHyper, norm: f32) {
+    fn step(&mut self, step: u64, grad: &[f32], lr: f32, hyper: AdamWHyper, norm: f32) {
         let grad = tensor([grad.len()], grad);
         let param = AdamW8bitParam {
             param: &mut self.param,
             grad: &grad,
             m: &mut self.m,
             v: &mut self.v,
+            rate: 0,
+        };
+        let rate = AdamWRate {
             lr,
             weight_decay: 0.1,
         };
-        adamw_8bit(&mut [param], hyper, &tensor([1], &[norm])).unwrap();
+        let mut rates = AdamWRates::new(&Device::cpu(), 1).unwrap();
+        rates.set(step, &hyper, &[rate]).unwrap();
+        adamw_8bit(&mut [param], hyper, &rates, &tensor([1], &[norm])).unwrap();
     }
 }
 
@@ -81,10 +88,9 @@ fn agrees_with_bitsandbytes() {
             beta1: 0.9,
             beta2: 0.95,
             eps: 1e-8,
-            step,
             max_grad_norm: 0.0,
         };
-        state.step(grad, 3e-3, hyper, 1.0);
+        state.step(step, grad, 3e-3, hyper, 1.0);
     }
     let mut differing = 0;
     for (name, moment) in [("m", &state.m), ("v", &state.v)] {
@@ -132,9 +138,9 @@ proptest! {
                 let state = reference::AdamWState { param: f64::from(param), m, v };
                 reference::adamw(state, 0.5 * f64::from(g), 1e-2, (0.9, 0.999), 1e-8, 0.1, step as i32)
             }).collect();
-            let hyper = AdamWHyper { beta1: 0.9, beta2: 0.999, eps: 1e-8, step, max_grad_norm: 100.0 };
+            let hyper = AdamWHyper { beta1: 0.9, beta2: 0.999, eps: 1e-8, max_grad_norm: 100.0 };
             // A norm of twice the largest: gradients are halved.
-            state.step(&grad, 1e-2, hyper, 200.0);
+            state.step(step, &grad, 1e-2, hyper, 200.0);
             for (found, exact) in state.param.as_f32().unwrap().iter().zip(&exact) {
                 prop_assert!((f64::from(*found) - exact.param).abs() <= 1e-6 * (1.0 + exact.param.abs()));
             }
@@ -164,10 +170,9 @@ fn nothing_changes_where_the_norm_is_not_finite() {
         beta1: 0.9,
         beta2: 0.999,
         eps: 1e-8,
-        step: 1,
         max_grad_norm: 1.0,
     };
-    state.step(&[f32::INFINITY, 1.0], 1e-2, hyper, f32::INFINITY);
+    state.step(1, &[f32::INFINITY, 1.0], 1e-2, hyper, f32::INFINITY);
     assert_eq!(state.param.as_f32().unwrap(), [1.0, 2.0]);
     assert_eq!(state.m.absmax.as_f32().unwrap(), [0.0]);
     assert_eq!(state.v.absmax.as_f32().unwrap(), [0.0]);
@@ -181,34 +186,33 @@ fn state_that_does_not_fit_is_named() {
         beta1: 0.9,
         beta2: 0.999,
         eps: 1e-8,
-        step: 1,
         max_grad_norm: 0.0,
     };
     let grad = tensor([300], &[1.0; 300]);
-    let refusal = |state: &mut State, hyper| {
+    let refusal = |state: &mut State, rate| {
         let param = AdamW8bitParam {
             param: &mut state.param,
             grad: &grad,
             m: &mut state.m,
             v: &mut state.v,
-            lr: 0.1,
-            weight_decay: 0.0,
+            rate,
         };
-        let error = adamw_8bit(&mut [param], hyper, &tensor([1], &[1.0]));
+        let rates = AdamWRates::new(&Device::cpu(), 1).unwrap();
+        let error = adamw_8bit(&mut [param], hyper, &rates, &tensor([1], &[1.0]));
         error.unwrap_err().to_string()
     };
-    let message = refusal(&mut state, hyper);
+    let message = refusal(&mut state, 0);
     assert!(
         message.contains("v.absmax") && message.contains("[2]"),
         "{message}"
     );
     state.v.absmax = tensor([2], &[0.0; 2]);
     state.m.codes = Tensor::zeros(&Device::cpu(), [300], DType::F32).unwrap();
-    let message = refusal(&mut state, hyper);
+    let message = refusal(&mut state, 0);
     assert!(
         message.contains("`m`") || message.contains("m:"),
         "{message}"
     );
     state.m.codes = Tensor::zeros(&Device::cpu(), [300], DType::U8).unwrap();
-    assert!(refusal(&mut state, AdamWHyper { step: 0, ..hyper }).contains("from 1"));
+    assert!(refusal(&mut state, 1).contains("the rate 1"));
 }

@@ -7,7 +7,7 @@ use fuselora_tensor::{
         gelu::{self, GeluKind},
         kv_cache, layer_norm,
         lora_linear::{self, Dropout, Lora, Projection},
-        optimizer::{self, AdamWHyper, AdamWParam},
+        optimizer::{self, AdamWHyper, AdamWParam, AdamWRate, AdamWRates},
         rms_norm,
         rope::{self, RopeTable},
         swiglu,
@@ -190,10 +190,12 @@ proptest! {
                 *state = reference::adamw(*state, 0.5 * f64::from(grad), 1e-2, (0.9, 0.999), 1e-8, 0.1, step as i32);
             }
             // A norm of twice the largest: gradients are halved.
-            let hyper = AdamWHyper { beta1: 0.9, beta2: 0.999, eps: 1e-8, step, max_grad_norm: 100.0 };
+            let hyper = AdamWHyper { beta1: 0.9, beta2: 0.999, eps: 1e-8, max_grad_norm: 100.0 };
             let grad = tensor([count], &grad);
-            let param = AdamWParam { param: &mut p, grad: &grad, m: &mut m, v: &mut v, lr: 1e-2, weight_decay: 0.1 };
-            optimizer::adamw(&mut [param], hyper, &tensor([1], &[200.0])).unwrap();
+            let param = AdamWParam { param: &mut p, grad: &grad, m: &mut m, v: &mut v, rate: 0 };
+            let mut rates = AdamWRates::new(&Device::cpu(), 1).unwrap();
+            rates.set(step, &hyper, &[AdamWRate { lr: 1e-2, weight_decay: 0.1 }]).unwrap();
+            optimizer::adamw(&mut [param], hyper, &rates, &tensor([1], &[200.0])).unwrap();
         }
         assert_close("param", &p, &exact.iter().map(|s| s.param).collect::<Vec<_>>());
         assert_close("m", &m, &exact.iter().map(|s| s.m).collect::<Vec<_>>());
@@ -336,7 +338,6 @@ fn a_step_with_a_gradient_that_is_no_number_changes_nothing() {
         beta1: 0.9,
         beta2: 0.999,
         eps: 1e-8,
-        step: 1,
         max_grad_norm: 1.0,
     };
     let param = AdamWParam {
@@ -344,10 +345,15 @@ fn a_step_with_a_gradient_that_is_no_number_changes_nothing() {
         grad: &grad,
         m: &mut m,
         v: &mut v,
+        rate: 0,
+    };
+    let mut rates = AdamWRates::new(&Device::cpu(), 1).unwrap();
+    let rate = AdamWRate {
         lr: 1e-2,
         weight_decay: 0.1,
     };
-    optimizer::adamw(&mut [param], hyper, &norm).unwrap();
+    rates.set(1, &hyper, &[rate]).unwrap();
+    optimizer::adamw(&mut [param], hyper, &rates, &norm).unwrap();
     assert_eq!(p.as_f32().unwrap(), [1.0, 2.0]);
     assert_eq!(m.as_f32().unwrap(), [0.5; 2]);
     assert_eq!(v.as_f32().unwrap(), [0.25; 2]);

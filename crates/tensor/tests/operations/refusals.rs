@@ -7,6 +7,7 @@ use fuselora_tensor::{
         attention::{self, AttentionConfig, Rows},
         cross_entropy, gather, kv_cache,
         lora_linear::{self, Backward, Dropout, Gradients, Lora, Projection},
+        optimizer::{AdamWHyper, AdamWParam, AdamWRate, AdamWRates, adamw},
         rms_norm,
         rope::{self, RopeTable},
         swiglu,
@@ -272,5 +273,35 @@ fn the_others() {
     refuses(
         rope::apply(&mut ones(1, 6), 2, &indices(&[0]), &table),
         &["x", "2 heads"],
+    );
+}
+
+#[test]
+fn optimizer_steps() {
+    let hyper = AdamWHyper {
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        max_grad_norm: 1.0,
+    };
+    let rate = AdamWRate {
+        lr: 1e-3,
+        weight_decay: 0.0,
+    };
+    let mut rates = AdamWRates::new(&Device::cpu(), 2).unwrap();
+    refuses(rates.set(0, &hyper, &[rate; 2]), &["counted from 1"]);
+    refuses(rates.set(1, &hyper, &[rate; 3]), &["[2, 3]", "24", "36"]);
+    let (mut p, grad) = (ones(1, 2), ones(1, 2));
+    let (mut m, mut v) = (ones(1, 2), ones(1, 2));
+    let param = AdamWParam {
+        param: &mut p,
+        grad: &grad,
+        m: &mut m,
+        v: &mut v,
+        rate: 2,
+    };
+    refuses(
+        adamw(&mut [param], hyper, &rates, &tensor([1], &[1.0])),
+        &["the rate 2", "2 rates"],
     );
 }

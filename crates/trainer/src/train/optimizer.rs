@@ -1,9 +1,10 @@
 //! AdamW over an adapter's parameters.
 
 use fuselora_tensor::ops::optimizer::{
-    AdamW8bitParam, AdamWHyper, AdamWParam, Moment8bit, adamw, adamw_8bit, global_norm,
+    AdamW8bitParam, AdamWHyper, AdamWParam, AdamWRate, AdamWRates, Moment8bit, adamw, adamw_8bit,
+    global_norm,
 };
-use fuselora_tensor::{DType, Purpose, Tensor};
+use fuselora_tensor::{DType, Device, Purpose, Tensor};
 use fuselora_transformer::adapter::{Module, ModuleKind};
 use fuselora_transformer::lora::{Lora, LoraGradients};
 
@@ -24,7 +25,6 @@ pub enum Moments {
 impl Moments {
     fn zeros(param: &Tensor, in_8_bits: bool) -> fuselora_tensor::Result<Moments> {
         let device = param.device();
-        let _holding = device.hold(Purpose::Optimizer);
         if in_8_bits {
             let zeros = || Moment8bit::zeros(device, param.shape());
             return Ok(Moments::Blockwise8bit(Box::new([zeros()?, zeros()?])));
@@ -79,18 +79,21 @@ pub struct Optimizer {
     /// The moments of each parameter.
     pub moments: Vec<Moments>,
     rates: Vec<Rate>,
+    step_rates: AdamWRates,
 }
 
 impl Optimizer {
-    /// A fresh state for an adapter of a model with these modules.
+    /// A fresh state for an adapter on `device` of a model with these modules.
     ///
     /// # Errors
     /// No room on the device.
     pub fn new(
+        device: &Device,
         lora: &Lora,
         modules: &[Module],
         settings: &OptimizationArgs,
     ) -> anyhow::Result<Optimizer> {
+        let _holding = device.hold(Purpose::Optimizer);
         // As transformers has it, the moments of an embedding that is trained whole stay in f32.
         let embeddings: Vec<String> = modules
             .iter()
@@ -106,10 +109,13 @@ impl Optimizer {
                 Moments::zeros(param, in_8_bits)
             })
             .collect::<Result<_, _>>()?;
+        let rates = learning_rates::of(lora, modules, settings);
+        let step_rates = AdamWRates::new(device, rates.len())?;
         Ok(Optimizer {
             step: 0,
             moments,
-            rates: learning_rates::of(lora, modules, settings),
+            rates,
+            step_rates,
         })
     }
 
@@ -129,10 +135,7 @@ impl Optimizer {
         self.step += 1;
         let (mut params, mut params_8bit) = (Vec::new(), Vec::new());
         let parameters = lora.parameters_mut().zip(gradients.tensors());
-        let state = self.moments.iter_mut().zip(&self.rates);
-        for ((param, grad), (moments, rate)) in parameters.zip(state) {
-            let lr = (learning_rate * rate.factor) as f32;
-            let weight_decay = rate.weight_decay as f32;
+        for (rate, ((param, grad), moments)) in parameters.zip(&mut self.moments).enumerate() {
             match moments {
                 Moments::F32(moments) => {
                     let [m, v] = &mut **moments;
@@ -141,8 +144,7 @@ impl Optimizer {
                         grad,
                         m,
                         v,
-                        lr,
-                        weight_decay,
+                        rate,
                     });
                 }
                 Moments::Blockwise8bit(moments) => {
@@ -152,8 +154,7 @@ impl Optimizer {
                         grad,
                         m,
                         v,
-                        lr,
-                        weight_decay,
+                        rate,
                     });
                 }
             }
@@ -162,11 +163,17 @@ impl Optimizer {
             beta1: settings.adam_beta1,
             beta2: settings.adam_beta2,
             eps: settings.adam_epsilon as f32,
-            step: self.step,
             max_grad_norm: settings.max_grad_norm as f32,
         };
-        adamw(&mut params, hyper, grad_norm)?;
-        Ok(adamw_8bit(&mut params_8bit, hyper, grad_norm)?)
+        let of_step = |rate: &Rate| AdamWRate {
+            lr: (learning_rate * rate.factor) as f32,
+            weight_decay: rate.weight_decay as f32,
+        };
+        let rates: Vec<AdamWRate> = self.rates.iter().map(of_step).collect();
+        self.step_rates.set(self.step, &hyper, &rates)?;
+        let rates = &self.step_rates;
+        adamw(&mut params, hyper, rates, grad_norm)?;
+        Ok(adamw_8bit(&mut params_8bit, hyper, rates, grad_norm)?)
     }
 }
 

@@ -132,7 +132,8 @@ impl<'a> Run<'a> {
         };
 
         let lora = adapter::start(config, &base)?;
-        let mut optimizer = Optimizer::new(&lora, base.model.modules(), &config.optimization)?;
+        let (device, modules) = (base.model.device(), base.model.modules());
+        let mut optimizer = Optimizer::new(device, &lora, modules, &config.optimization)?;
         fs::create_dir_all(output)
             .with_context(|| format!("{} cannot be made", output.display()))?;
         let log_path = output.join("metrics.jsonl");

@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::{AdamWHyper, clip};
+use super::{AdamWHyper, AdamWRates, clip};
 use crate::dynamic_8bit::{BLOCK_SIZE, Dynamic8bit};
-use crate::{DType, Device, Error, Result, Shape, Tensor, check, parallel, simd};
+use crate::{DType, Device, Result, Shape, Tensor, check, parallel, simd};
 
 /// Blocks that make one task.
 const TASK_BLOCKS: usize = 32;
@@ -52,10 +52,8 @@ pub struct AdamW8bitParam<'a> {
     pub m: &'a mut Moment8bit,
     /// The running mean of the squared gradient, in the unsigned map.
     pub v: &'a mut Moment8bit,
-    /// Its learning rate.
-    pub lr: f32,
-    /// Its decoupled weight decay.
-    pub weight_decay: f32,
+    /// Which of the [`AdamWRates`] is its own.
+    pub rate: usize,
 }
 
 /// [`adamw`](super::adamw) with moments that are read from 8 bits and written back to them (Dettmers et al., "8-bit
@@ -64,8 +62,14 @@ pub struct AdamW8bitParam<'a> {
 ///
 /// # Errors
 /// As [`adamw`](super::adamw).
-pub fn adamw_8bit(params: &mut [AdamW8bitParam], hyper: AdamWHyper, norm: &Tensor) -> Result<()> {
+pub fn adamw_8bit(
+    params: &mut [AdamW8bitParam],
+    hyper: AdamWHyper,
+    rates: &AdamWRates,
+    norm: &Tensor,
+) -> Result<()> {
     norm.check_shape("norm", &[1])?;
+    rates.check(norm.device(), params.iter().map(|item| item.rate))?;
     for AdamW8bitParam {
         param, grad, m, v, ..
     } in &*params
@@ -83,23 +87,21 @@ pub fn adamw_8bit(params: &mut [AdamW8bitParam], hyper: AdamWHyper, norm: &Tenso
         ];
         check::devices(norm.device(), all)?;
     }
-    if hyper.step == 0 {
-        return Err(Error::Argument(
-            "adamw_8bit: steps are counted from 1".into(),
-        ));
+    if params.is_empty() {
+        return Ok(());
     }
     let Some(clip) = clip(norm, hyper.max_grad_norm)? else {
         return Ok(());
     };
     for item in params {
-        let (decay, step_size) = hyper.factors(item.lr, item.weight_decay);
+        let [decay, step_size, inv_sqrt_correction2] = rates.values(item.rate)?;
         let step = Step {
             clip,
             keep1: hyper.beta1 as f32,
             new1: (1.0 - hyper.beta1) as f32,
             keep2: hyper.beta2 as f32,
             new2: (1.0 - hyper.beta2) as f32,
-            inv_sqrt_correction2: hyper.inv_sqrt_correction2(),
+            inv_sqrt_correction2,
             eps: hyper.eps,
             decay,
             step_size,
