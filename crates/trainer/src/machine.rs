@@ -29,7 +29,7 @@ impl Machine {
         Ok(Machine {
             device,
             dtype: arguments.dtype.unwrap_or(USUAL_DTYPE),
-            nf4: arguments.load_in_4bit.then(|| arguments.nf4.options()),
+            nf4: arguments.nf4(),
         })
     }
 }

@@ -6,40 +6,65 @@ use crate::config::{DecoderConfig, NormKind};
 /// What a training run holds at its peak, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct MemoryEstimate {
-    /// Frozen weights.
+    /// Frozen weights, those in mapped files included.
     pub weights: u64,
-    /// Adapter, its gradients, and AdamW's two moments.
+    /// The adapter's parameters.
     pub adapter: u64,
+    /// Their gradients.
+    pub gradients: u64,
+    /// AdamW's two moments.
+    pub optimizer: u64,
     /// What blocks keep for backward.
     pub activations: u64,
     /// The largest working set of one block or of the head.
     pub workspace: u64,
+    /// What else a process on the CPU has in memory: its code, the tokenizer, rows. Nothing on other devices, whose
+    /// memory is their own.
+    pub program: u64,
 }
+
+/// As measured with a tokenizer of 49,000 tokens.
+const PROGRAM_BYTES: u64 = 96 << 20;
 
 /// The run to estimate.
 #[derive(Debug, Clone, Copy)]
 pub struct TrainingShape {
     /// Tokens of one batch.
     pub tokens: usize,
-    /// Bytes of an element of the frozen matrices.
-    pub weight_bytes: usize,
-    /// Bytes of an element of the activations: 4 on the CPU, elsewhere as the frozen matrices.
+    /// Bytes of the frozen weights, from [`crate::model::Model::weight_bytes_when_loaded`].
+    pub weight_bytes: u64,
+    /// Bytes of an element of a base that an adapted module has beside the model's weights; 0 where none has one.
+    pub own_base_bytes: usize,
+    /// Bytes of an element of the activations: 4 on the CPU, elsewhere as the weights that are floats.
     pub activation_bytes: usize,
     /// Parameters that are trained beside the updates.
     pub whole_parameters: usize,
-    /// Whether adapted modules have bases of their own beside the model's weights.
-    pub own_bases: bool,
+    /// Whether moments are held in 8 bits where a parameter is large enough.
+    pub moments_in_8_bits: bool,
     /// Whether blocks keep only their input.
     pub gradient_checkpointing: bool,
+    /// Whether it trains on the CPU.
+    pub on_cpu: bool,
 }
 
 /// Targets that the head computes at once.
 const HEAD_ROWS: usize = crate::batch::TARGETS_PER_CHUNK;
 
+/// Elements of a parameter from which on its moments are held in 8 bits (bitsandbytes' `min_8bit_size`).
+pub const MIN_8BIT_SIZE: usize = 4096;
+/// Elements of a moment in 8 bits that share an f32.
+const BLOCK_OF_MOMENTS: u64 = 256;
+
 impl MemoryEstimate {
     /// The sum of the parts.
     pub fn total(&self) -> u64 {
-        self.weights + self.adapter + self.activations + self.workspace
+        self.weights
+            + self.adapter
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.workspace
+            + self.program
     }
 
     /// Estimates LoRA training of a model on `targets`.
@@ -57,21 +82,21 @@ impl MemoryEstimate {
         let q_width = (config.num_heads * config.head_dim) as u64;
         let kv_width = (config.num_kv_heads * config.head_dim) as u64;
 
-        let block_matrices =
-            hidden * (2 * q_width + 2 * kv_width + config.mlp.matrices() as u64 * inner);
-        let tables = if config.tie_word_embeddings { 1 } else { 2 };
-        let weights = (layers * block_matrices + tables * vocab * hidden)
-            * shape.weight_bytes as u64
-            + (2 * layers + 1) * hidden * f32_bytes;
-
         let bases: u64 = targets
             .iter()
-            .map(|t| (t.in_features * t.out_features * shape.weight_bytes) as u64)
+            .map(|t| (t.in_features * t.out_features * shape.own_base_bytes) as u64)
             .sum();
-        let weights = weights + if shape.own_bases { bases } else { 0 };
-
         let updates: u64 = targets.iter().map(|t| t.parameter_count() as u64).sum();
         let parameters = updates + shape.whole_parameters as u64;
+        let in_8_bits: u64 = targets
+            .iter()
+            .filter(|_| shape.moments_in_8_bits)
+            .flat_map(|t| [t.rank * t.in_features, t.out_features * t.rank])
+            .filter(|&elements| elements >= MIN_8BIT_SIZE)
+            .map(|elements| elements as u64)
+            .sum();
+        let moments = 2 * (in_8_bits + in_8_bits.div_ceil(BLOCK_OF_MOMENTS) * f32_bytes)
+            + 2 * (parameters - in_8_bits) * f32_bytes;
         // DoRA keeps each output before its magnitudes too.
         let directions: u64 = targets
             .iter()
@@ -91,12 +116,6 @@ impl MemoryEstimate {
         let narrow = tokens * (config.num_heads as u64 + statistics)
             + (ranks + directions) * tokens / layers.max(1);
         let block = wide * activation_bytes + narrow * f32_bytes;
-        let kept = if shape.gradient_checkpointing {
-            layers * hidden * tokens * activation_bytes + block
-        } else {
-            layers * block
-        };
-
         // Backward through the MLP: two gradients in place of gate and up, the activation's gradient, the
         // normed input and two residual gradients. The head: logits, and its rows in and out.
         // With DoRA, two gradients before the magnitudes outlive the activation's.
@@ -105,11 +124,22 @@ impl MemoryEstimate {
         let attention = tokens * (3 * q_width + 2 * kv_width + 3 * hidden);
         let rows = tokens.min(HEAD_ROWS as u64);
         let head = rows * (vocab + 6 * hidden) + tokens * hidden;
+        let inputs = layers * hidden * tokens * activation_bytes;
+        let [mlp, attention, head] = [mlp, attention, head].map(|n| n * activation_bytes);
+        // A block that was not kept is there again while its backward pass runs, when the head is done.
+        let (activations, workspace) = if shape.gradient_checkpointing {
+            (inputs, head.max(block + mlp.max(attention)))
+        } else {
+            (layers * block, head.max(mlp).max(attention))
+        };
         MemoryEstimate {
-            weights,
-            adapter: 4 * parameters * f32_bytes,
-            activations: kept,
-            workspace: mlp.max(attention).max(head) * activation_bytes,
+            weights: shape.weight_bytes + bases,
+            adapter: parameters * f32_bytes,
+            gradients: parameters * f32_bytes,
+            optimizer: moments,
+            activations,
+            workspace,
+            program: if shape.on_cpu { PROGRAM_BYTES } else { 0 },
         }
     }
 }

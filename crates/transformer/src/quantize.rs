@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use fuselora_tensor::nf4::NESTED_BLOCK_SIZE;
 use fuselora_tensor::{DType, Device, Nf4Weight};
 use serde_json::{Value, json};
 
 use crate::adapter::ModuleKind;
 use crate::atomic_file;
-use crate::checkpoint::{Checkpoint, Nf4Parts, SHARD_BYTES, TensorSpec, nf4_parts, write_weights};
+use crate::checkpoint::{
+    Checkpoint, Nf4Parts, SHARD_BYTES, TensorSpec, nf4_tensors, write_weights,
+};
 use crate::convert;
 use crate::error::{Error, Result};
 use crate::families::{self, OUTPUT_HEAD};
@@ -24,8 +27,25 @@ pub struct Nf4Options {
     pub double_quant: bool,
 }
 
+impl Nf4Options {
+    /// Bytes of a weight of so many elements.
+    pub fn size_in_bytes(&self, elements: usize) -> usize {
+        let blocks = elements.div_ceil(self.block_size);
+        let f32_bytes = DType::F32.size_in_bytes();
+        let statistics = if self.double_quant {
+            blocks + (256 + blocks.div_ceil(NESTED_BLOCK_SIZE)) * f32_bytes
+        } else {
+            blocks * f32_bytes
+        };
+        elements.div_ceil(2) + statistics
+    }
+}
+
 /// The projections that transformers quantizes: all but the output head.
-pub(crate) fn quantized_modules(config: &Value) -> Result<BTreeSet<String>> {
+///
+/// # Errors
+/// A configuration that is not supported.
+pub fn quantized_modules(config: &Value) -> Result<BTreeSet<String>> {
     let (family, config) = families::read_config(config)?;
     let projections = modules(family, &config).into_iter().filter(|module| {
         matches!(module.kind, ModuleKind::Linear | ModuleKind::Conv1d) && module.name != OUTPUT_HEAD
@@ -46,6 +66,8 @@ pub(crate) fn quantize_weight(
         source = transpose(&source)?;
     }
     let weight = Nf4Weight::quantize(&source, options.block_size, options.double_quant);
+    drop(source);
+    checkpoint.release(name)?;
     weight.map_err(|error| Error::stored_tensor(checkpoint.path(), name, error.to_string()))
 }
 
@@ -162,15 +184,19 @@ impl<F: FnMut(&str) -> Result<(Nf4Weight, DType)>> Nf4Tensors<F> {
             Some(last) => last,
             None => {
                 let (weight, source) = (self.make)(name)?;
-                (name.to_owned(), nf4_parts(name, &weight, source)?)
+                (name.to_owned(), nf4_tensors(name, &weight, source)?)
             }
         };
         Ok(&self.last.insert(last).1)
     }
 }
 
-/// What transformers writes into `config.json`. Where no modules are to be skipped it skips the output head alone.
-fn quantization_config(options: &Nf4Options, compute_dtype: DType) -> Result<Value> {
+/// The `quantization_config` that transformers writes into `config.json`. Where it names no modules to skip, the output
+/// head alone is skipped.
+///
+/// # Errors
+/// A compute type that is no float type.
+pub fn quantization_config(options: &Nf4Options, compute_dtype: DType) -> Result<Value> {
     Ok(json!({
         "_load_in_4bit": true,
         "_load_in_8bit": false,

@@ -3,6 +3,7 @@
 //! This crate depends on nothing that needs the CUDA compiler, since it is what provides it.
 
 mod bench_cpu;
+mod bench_memory;
 mod demo;
 mod gpu_bench;
 mod kernels;
@@ -20,6 +21,7 @@ Tasks:
   demo [ARGS]   fine-tune a small language model on this machine's CPU; ARGS go to `fuselora train`
   test [ARGS]   run every test; ARGS go to `cargo test`
   bench-cpu     compare training on this CPU with Hugging Face PEFT
+  bench-memory  fine-tune a model of 7 billion random parameters for a step, and say what memory that took
   gpu-bench     build the benchmarks of a GPU, to run here or on another machine (--help for its options)
   kernels       report on every kernel: registers, traffic, roofline (--help for its options)
   setup         provide the compilers that the build needs, in .toolchain/
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let rest: Vec<String> = arguments.collect();
     let result = match task.as_deref() {
         Some("bench-cpu") => bench_cpu::run(&rest),
+        Some("bench-memory") => bench_memory::run(&rest),
         Some("demo") => demo::run(&rest),
         Some("gpu-bench") => gpu_bench::run(&rest),
         Some("kernels") => kernels::run(&rest),

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{DeviceArg, DtypeArg, LoraArgs, values::count};
+use super::{LoraArgs, MachineArgs, OptimArg, values::count};
 
 /// `fuselora inspect`
 #[derive(Clone, Debug, PartialEq, Args)]
 #[command(
     next_help_heading = "Files",
-    after_help = "Example:\n  fuselora inspect --model SmolLM2-135M-Instruct --rank 16 --batch-size 4 --max-seq-length 512"
+    after_help = "Example:\n  fuselora inspect --estimate --model SmolLM2-135M-Instruct --rank 16 --batch-size 4 --max-seq-length 512"
 )]
 pub struct InspectArgs {
     /// Base model: a Hugging Face folder or a GGUF file
@@ -19,6 +19,9 @@ pub struct InspectArgs {
     /// Adapter, alone or on top of the model
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// Print the memory that training takes, and nothing else
+    #[arg(long, requires = "model")]
+    pub estimate: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -34,21 +37,10 @@ pub struct InspectArgs {
     /// Each block recomputed in backward
     #[arg(long, help_heading = "Training", alias = "grad-checkpoint")]
     pub gradient_checkpointing: bool,
-    /// Where training would run; cuda need not be there
-    #[arg(
-        long,
-        help_heading = "Training",
-        value_name = "DEVICE",
-        default_value = "cpu"
-    )]
-    pub device: DeviceArg,
-    /// f32, bf16 or f16; without: f32
-    #[arg(
-        long,
-        help_heading = "Training",
-        value_name = "DTYPE",
-        hide_possible_values = true,
-        value_enum
-    )]
-    pub dtype: Option<DtypeArg>,
+    /// adamw_torch, or adamw_8bit: its moments in 8 bits
+    #[arg(long, help_heading = "Training", value_name = "NAME", hide_possible_values = true, value_enum, default_value_t = OptimArg::AdamwTorch)]
+    pub optim: OptimArg,
+    /// Where training would run; a cuda device need not be there.
+    #[command(flatten)]
+    pub machine: MachineArgs,
 }

@@ -147,6 +147,13 @@ pub struct Nf4Args {
     pub bnb_4bit_blocksize: usize,
 }
 
+impl MachineArgs {
+    /// How projections are quantized as they are loaded, where they are.
+    pub fn nf4(&self) -> Option<Nf4Options> {
+        self.load_in_4bit.then(|| self.nf4.options())
+    }
+}
+
 impl Nf4Args {
     /// The same for the library.
     pub fn options(&self) -> Nf4Options {

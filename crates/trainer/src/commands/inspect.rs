@@ -3,14 +3,14 @@
 use std::io::{Write, stdout};
 
 use fuselora_tensor::{DType, Device};
-use fuselora_trainer::cli::{DeviceArg, InspectArgs};
+use fuselora_trainer::cli::{DeviceArg, InspectArgs, OptimArg};
 use fuselora_trainer::machine;
 use fuselora_trainer::train::peft_config;
 use fuselora_transformer::adapter::{Adapter, AdapterConfig};
 use fuselora_transformer::checkpoint::Checkpoint;
 use fuselora_transformer::families;
 use fuselora_transformer::memory_estimate::{MemoryEstimate, TrainingShape};
-use fuselora_transformer::model;
+use fuselora_transformer::model::{self, Model};
 use serde_json::{Map, Value, json};
 
 pub fn run(arguments: &InspectArgs) -> anyhow::Result<()> {
@@ -59,22 +59,40 @@ pub fn run(arguments: &InspectArgs) -> anyhow::Result<()> {
         let whole = config.whole_parameter_count(&modules, &targets)?;
         let updates: u64 = targets.iter().map(|t| t.parameter_count() as u64).sum();
         let trained = updates + whole as u64;
-        let on_cpu = match arguments.device {
+        let on_cpu = match arguments.machine.device {
             DeviceArg::Cpu => true,
             DeviceArg::Cuda(_) | DeviceArg::Sim => false,
             DeviceArg::Auto => machine::open_device(DeviceArg::Auto)?.is_cpu(),
         };
-        let dtype = DType::from(arguments.dtype.unwrap_or(machine::USUAL_DTYPE));
+        let dtype = DType::from(arguments.machine.dtype.unwrap_or(machine::USUAL_DTYPE));
         let activations = if on_cpu { DType::F32 } else { dtype };
+        let nf4 = arguments.machine.nf4();
+        let own_bases = config.init_lora_weights.replaces_base();
         let shape = TrainingShape {
             tokens: arguments.batch_size * arguments.max_seq_length,
             whole_parameters: whole,
-            weight_bytes: dtype.size_in_bytes(),
+            weight_bytes: Model::weight_bytes_when_loaded(&checkpoint, dtype, nf4.as_ref())?,
+            own_base_bytes: if own_bases { dtype.size_in_bytes() } else { 0 },
             activation_bytes: activations.size_in_bytes(),
-            own_bases: config.init_lora_weights.replaces_base(),
+            moments_in_8_bits: arguments.optim == OptimArg::Adamw8bit,
             gradient_checkpointing: arguments.gradient_checkpointing,
+            on_cpu,
         };
         let estimate = MemoryEstimate::new(&decoder, &targets, shape);
+        let memory = json!({
+            "weights": estimate.weights,
+            "adapter": estimate.adapter,
+            "gradients": estimate.gradients,
+            "optimizer": estimate.optimizer,
+            "activations": estimate.activations,
+            "workspace": estimate.workspace,
+            "program": estimate.program,
+            "total": estimate.total(),
+        });
+        if arguments.estimate {
+            facts = Map::from_iter([("training".into(), json!({ "memory_bytes": memory }))]);
+            return write_facts(&facts, arguments.json);
+        }
         facts.insert(
             "training".into(),
             json!({
@@ -82,21 +100,19 @@ pub fn run(arguments: &InspectArgs) -> anyhow::Result<()> {
                 "trained_parameters": trained,
                 "trained_share": trained as f64 / (parameters + trained) as f64,
                 "tokens_per_batch": shape.tokens,
-                "memory_bytes": {
-                    "weights": estimate.weights,
-                    "adapter_and_optimizer": estimate.adapter,
-                    "activations": estimate.activations,
-                    "workspace": estimate.workspace,
-                    "total": estimate.total(),
-                },
+                "memory_bytes": memory,
             }),
         );
     }
+    write_facts(&facts, arguments.json)
+}
+
+fn write_facts(facts: &Map<String, Value>, as_json: bool) -> anyhow::Result<()> {
     let mut out = stdout().lock();
-    if arguments.json {
-        writeln!(out, "{}", Value::Object(facts))?;
+    if as_json {
+        writeln!(out, "{}", Value::Object(facts.clone()))?;
     } else {
-        for (section, fact) in &facts {
+        for (section, fact) in facts {
             writeln!(out, "{section}")?;
             print(&mut out, fact, 2)?;
         }

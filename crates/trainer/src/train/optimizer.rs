@@ -7,12 +7,10 @@ use fuselora_tensor::ops::optimizer::{
 use fuselora_tensor::{DType, Device, Purpose, Tensor};
 use fuselora_transformer::adapter::{Module, ModuleKind};
 use fuselora_transformer::lora::{Lora, LoraGradients};
+use fuselora_transformer::memory_estimate::MIN_8BIT_SIZE;
 
 use super::learning_rates::{self, Rate};
 use crate::cli::{OptimArg, OptimizationArgs};
-
-/// Parameters of fewer elements keep their moments in f32 (bitsandbytes' `min_8bit_size`).
-const MIN_8BIT_SIZE: usize = 4096;
 
 /// Running means of one parameter's gradient and of its square, in this order.
 pub enum Moments {

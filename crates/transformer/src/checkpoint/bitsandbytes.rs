@@ -280,10 +280,13 @@ impl StoredNf4 {
 }
 
 /// The tensors that a weight is stored as, with their bytes.
-pub(crate) type Nf4Parts = Vec<(TensorSpec, Vec<u8>)>;
+pub type Nf4Parts = Vec<(TensorSpec, Vec<u8>)>;
 
 /// `weight` in tensors named after `name`, as `Linear4bit` of bitsandbytes saves it; `source` is the type that it had.
-pub(crate) fn nf4_parts(name: &str, weight: &Nf4Weight, source: DType) -> Result<Nf4Parts> {
+///
+/// # Errors
+/// A source that is no float type.
+pub fn nf4_tensors(name: &str, weight: &Nf4Weight, source: DType) -> Result<Nf4Parts> {
     let part = |part: &str, shape: Vec<usize>, dtype: DType, bytes: Vec<u8>| {
         let name = format!("{name}{part}");
         (TensorSpec { name, shape, dtype }, bytes)

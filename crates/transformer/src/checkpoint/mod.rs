@@ -6,6 +6,7 @@
 //! A weight that bitsandbytes quantized to NF4 is one tensor here, of the shape that it had.
 
 mod bitsandbytes;
+mod mapped;
 pub(crate) mod safetensors;
 mod stored;
 mod writer;
@@ -20,7 +21,8 @@ use fuselora_tensor::{DType, Device, Tensor, Weight};
 use serde_json::Value;
 
 use bitsandbytes::StoredNf4;
-pub(crate) use bitsandbytes::{Nf4Parts, nf4_parts};
+pub use bitsandbytes::{Nf4Parts, nf4_tensors};
+pub(crate) use mapped::MappedFile;
 pub(crate) use stored::{RowOrder, StoredTensor};
 pub use stored::{StoredType, TensorInfo};
 pub(crate) use writer::write_json;
@@ -209,6 +211,12 @@ impl Checkpoint {
             Some(nf4) => Ok(nf4.load(device)?.into()),
             None => Ok(Weight::Dense(self.load(name, device, dtype)?)),
         }
+    }
+
+    /// Gives memory back that a tensor takes for having been read, where nothing that was loaded shares it.
+    pub(crate) fn release(&self, name: &str) -> Result<()> {
+        self.stored(name)?.release();
+        Ok(())
     }
 
     fn stored(&self, name: &str) -> Result<&StoredTensor> {

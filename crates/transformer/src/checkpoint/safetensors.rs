@@ -5,7 +5,7 @@
 //! as the format demands. (The `safetensors` crate checks most of this too, but drops a repeated name
 //! silently and does not say which tensor is wrong.)
 
-use std::{collections::BTreeMap, fmt, fs::File, path::Path};
+use std::{collections::BTreeMap, fmt, path::Path};
 
 use bytes::Bytes;
 use serde::{
@@ -13,26 +13,17 @@ use serde::{
     de::{IgnoredAny, MapAccess, Visitor},
 };
 
-use super::{StoredTensor, StoredType};
+use super::{MappedFile, StoredTensor, StoredType};
 use crate::error::{Error, Result};
 
 /// The tensors of one safetensors file, which stays mapped as long as one of them lives.
 pub(crate) fn read(path: &Path) -> Result<BTreeMap<String, StoredTensor>> {
-    read_bytes(path, map_file(path)?)
-}
-
-/// Maps a file into memory, read-only.
-pub(crate) fn map_file(path: &Path) -> Result<Bytes> {
-    let failed = |source| Error::io(path, source);
-    let file = File::open(path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(Error::file(path, "is not a file"));
+    let file = MappedFile::open(path)?;
+    let mut tensors = read_bytes(path, file.bytes())?;
+    for tensor in tensors.values_mut() {
+        tensor.set_file(file.clone());
     }
-    // SAFETY: the map is read-only and private to this process. As with every memory-mapped file, another
-    // process that truncates it meanwhile makes reads fail with a signal; our own writers never touch an
-    // existing file, they rename a new one over it (`atomic_file`), which leaves the map intact.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(failed)?;
-    Ok(Bytes::from_owner(map))
+    Ok(tensors)
 }
 
 pub(crate) fn read_bytes(path: &Path, file: Bytes) -> Result<BTreeMap<String, StoredTensor>> {

@@ -12,6 +12,7 @@ use fuselora_tensor::{DType, Device, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::MappedFile;
 use crate::{
     error::{Error, Result},
     gguf::GgmlType,
@@ -183,6 +184,8 @@ pub(crate) struct StoredTensor {
     path: Arc<PathBuf>,
     info: TensorInfo,
     bytes: Bytes,
+    /// What the bytes are mapped from.
+    file: Option<MappedFile>,
     order: RowOrder,
 }
 
@@ -199,7 +202,20 @@ impl StoredTensor {
             path: Arc::new(path.to_owned()),
             info: TensorInfo { shape, dtype },
             bytes,
+            file: None,
             order: RowOrder::AsStored,
+        }
+    }
+
+    /// Says which file the bytes are mapped from.
+    pub(crate) fn set_file(&mut self, file: MappedFile) {
+        self.file = Some(file);
+    }
+
+    /// Gives the memory back that the bytes take for having been read.
+    pub(super) fn release(&self) {
+        if let Some(file) = &self.file {
+            file.release(&self.bytes);
         }
     }
 
@@ -276,6 +292,7 @@ impl StoredTensor {
     pub(crate) fn to_f32(&self, name: &str) -> Result<Vec<f32>> {
         let mut values = vec![0f32; self.count()];
         self.write_to(name, DType::F32, bytemuck::cast_slice_mut(&mut values))?;
+        self.release();
         Ok(values)
     }
 
@@ -283,6 +300,7 @@ impl StoredTensor {
     pub(crate) fn to_bytes(&self, name: &str, dtype: DType) -> Result<Vec<u8>> {
         let mut bytes = vec![0u8; self.count() * dtype.size_in_bytes()];
         self.write_to(name, dtype, &mut bytes)?;
+        self.release();
         Ok(bytes)
     }
 

@@ -18,7 +18,7 @@ pub use metadata::{Metadata, MetadataValue};
 use read::TensorEntry;
 
 use crate::{
-    checkpoint::{StoredTensor, StoredType, safetensors::map_file},
+    checkpoint::{MappedFile, StoredTensor, StoredType},
     error::{Error, Result},
 };
 
@@ -28,6 +28,7 @@ const ARCHITECTURES: [&str; 1] = ["llama"];
 /// A mapped GGUF file whose header was read and checked.
 pub struct GgufFile {
     path: PathBuf,
+    file: MappedFile,
     bytes: Bytes,
     metadata: Metadata,
     tensors: Vec<TensorEntry>,
@@ -39,10 +40,12 @@ impl GgufFile {
     /// # Errors
     /// When it cannot be read, or its header is truncated, corrupt, or names an element type unknown here.
     pub fn open(path: &Path) -> Result<GgufFile> {
-        let bytes = map_file(path)?;
+        let file = MappedFile::open(path)?;
+        let bytes = file.bytes();
         let header = read::read_header(&bytes).map_err(|message| Error::file(path, message))?;
         Ok(GgufFile {
             path: path.to_owned(),
+            file,
             bytes,
             metadata: header.metadata,
             tensors: header.tensors,
@@ -71,12 +74,10 @@ impl GgufFile {
 
     fn stored(&self, entry: &TensorEntry) -> StoredTensor {
         let bytes = self.bytes.slice(entry.start..entry.stop);
-        StoredTensor::new(
-            &self.path,
-            entry.shape.clone(),
-            StoredType::Ggml(entry.ggml),
-            bytes,
-        )
+        let stored = StoredType::Ggml(entry.ggml);
+        let mut tensor = StoredTensor::new(&self.path, entry.shape.clone(), stored, bytes);
+        tensor.set_file(self.file.clone());
+        tensor
     }
 
     /// Hugging Face's configuration, and the tensors by their Hugging Face names.

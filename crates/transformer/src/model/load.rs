@@ -8,7 +8,7 @@ use fuselora_tensor::{DType, Device, Purpose, Shape, Tensor, Weight};
 
 use super::rope::{FIRST_ROPE_POSITIONS, rope_table};
 use super::{Model, QK_NORMS, modules};
-use crate::adapter::Module;
+use crate::adapter::{Module, ModuleKind};
 use crate::checkpoint::{Checkpoint, StoredType};
 use crate::config::{DecoderConfig, MlpKind, NormKind};
 use crate::error::{Error, Result};
@@ -177,6 +177,43 @@ impl Model {
     /// has another shape than the configuration implies, by name.
     pub fn load(checkpoint: &Checkpoint, device: &Device, dtype: DType) -> Result<Model> {
         Model::load_quantized(checkpoint, device, dtype, None)
+    }
+
+    /// Bytes of the weights that [`Model::load_quantized`] holds, those in mapped files included.
+    ///
+    /// # Errors
+    /// An unsupported configuration, or a tensor that is missing.
+    pub fn weight_bytes_when_loaded(
+        checkpoint: &Checkpoint,
+        dtype: DType,
+        nf4: Option<&Nf4Options>,
+    ) -> Result<u64> {
+        let (family, config) = families::read_config(checkpoint.config())?;
+        let quantized = match nf4 {
+            Some(options) => Some((quantized_modules(checkpoint.config())?, options)),
+            None => None,
+        };
+        let f32_bytes = DType::F32.size_in_bytes();
+        let mut bytes = 0;
+        for module in modules(family, &config) {
+            if module.tied {
+                continue;
+            }
+            let name = format!("{}.weight", module.name);
+            let name = family.layout.stored_name(checkpoint, &name);
+            let elements: usize = module.weight_shape().iter().product();
+            let weight = match (checkpoint.nf4(name), &quantized) {
+                (Some(stored), _) => stored.load(&Device::cpu())?.size_in_bytes(),
+                (None, Some((modules, options))) if modules.contains(&module.name) => {
+                    options.size_in_bytes(elements)
+                }
+                _ if module.kind == ModuleKind::Norm => elements * f32_bytes,
+                _ => elements * dtype.size_in_bytes(),
+            };
+            let bias = if module.bias { module.out_features } else { 0 };
+            bytes += weight + bias * f32_bytes;
+        }
+        Ok(bytes as u64)
     }
 
     /// Loads a checkpoint as [`Model::load`] does, and quantizes each projection as it is loaded, where `nf4` says how:

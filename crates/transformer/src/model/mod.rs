@@ -96,16 +96,23 @@ impl Model {
         norm.or_else(|| linear?.bias.as_ref())
     }
 
-    /// Bytes of the frozen weights.
+    /// Bytes of the frozen weights, norms and biases, those in mapped files included.
     pub fn weight_bytes(&self) -> usize {
-        let blocks = self.blocks.iter().flat_map(Block::linears);
-        let head = (!self.config.tie_word_embeddings).then_some(&self.head);
-        let linears = blocks.chain(head).map(|linear| &linear.weight);
+        let linears = || self.blocks.iter().flat_map(Block::linears);
+        let norms = || {
+            self.blocks
+                .iter()
+                .flat_map(Block::norms)
+                .chain([&self.norm])
+        };
+        let head = (!self.config.tie_word_embeddings).then_some(&self.head.weight);
         let tables = self.embeddings().map(|table| &table.table);
-        linears
-            .chain(tables)
-            .map(|weight| weight.size_in_bytes())
-            .sum()
+        let matrices = linears().map(|linear| &linear.weight).chain(tables);
+        let matrices = matrices.chain(head).map(|weight| weight.size_in_bytes());
+        let biases = linears().chain([&self.head]).map(|linear| &linear.bias);
+        let biases = biases.chain(norms().map(|norm| &norm.bias)).flatten();
+        let vectors = biases.chain(norms().map(|norm| &norm.weight));
+        matrices.sum::<usize>() + vectors.map(Tensor::size_in_bytes).sum::<usize>()
     }
 
     /// The sum of all embeddings, and what the backward pass of each needs.
