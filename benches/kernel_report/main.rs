@@ -1,8 +1,16 @@
 //! What `cargo xtask kernels` prints: for every kernel its resources on each architecture, and
-//! what the simulator counts on a named shape, against the roofline.
+//! what the simulator counts on a named shape, against the roofline; the traffic of a whole LoRA layer; the limits that
+//! all of that is held to.
 
 mod counted;
+#[path = "../device/mod.rs"]
+mod device;
+mod layer;
+mod limits;
+#[path = "../lora_layer/mod.rs"]
+mod lora_layer;
 mod resources;
+mod traffic;
 
 use anyhow::{Context, Result, bail, ensure};
 use counted::Counted;
@@ -19,7 +27,7 @@ cargo xtask kernels [OPTIONS]
   --shape AxBx..  on this shape, with the extents that the report names for it
   --json          as JSON
   --write         write docs/kernel-report.md
-  --check         fail if docs/kernel-report.md is not what would be written
+  --check         fail if a limit is broken, or if docs/kernel-report.md is not what would be written
 ";
 
 #[derive(Default)]
@@ -91,7 +99,11 @@ fn report(options: &Options) -> Result<()> {
         println!("{json:#}");
         return Ok(());
     }
-    let markdown = markdown(&resources, &counted)?;
+    let mut markdown = markdown(&resources, &counted)?;
+    if options.kernel.is_none() && options.shape.is_none() {
+        markdown += &layer::markdown(&layer::simulate()?);
+        markdown += &limits::markdown();
+    }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/kernel-report.md");
     if options.write || options.check {
         ensure!(
@@ -105,6 +117,9 @@ fn report(options: &Options) -> Result<()> {
         std::fs::rename(&partial, &path).context("cannot write the report")?;
         println!("{}", path.display());
     } else if options.check {
+        let mut broken = limits::broken(&resources, &counted);
+        broken.extend(layer::broken());
+        ensure!(broken.is_empty(), "{}", broken.join("\n"));
         check(&path, &markdown)?;
     } else {
         print!("{markdown}");

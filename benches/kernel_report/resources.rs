@@ -9,12 +9,12 @@ use std::process::Command;
 
 /// A kernel on one architecture.
 pub struct Resources {
-    kernel: &'static str,
-    arch: String,
+    pub kernel: &'static str,
+    pub arch: String,
     registers: u64,
     shared_bytes: u64,
     stack_bytes: u64,
-    spill_bytes: u64,
+    pub spill_bytes: u64,
     /// Tensor-core instructions and 16-byte accesses in the machine code.
     sass: Option<(usize, usize)>,
 }

@@ -1,28 +1,30 @@
 //! What one layer moves in a forward and a backward pass, in bytes of device memory: every launch reads each of
 //! its inputs once and writes each of its results once, and nothing outlives a launch in a cache.
 //!
-//! With `x` and `dx` of `tx` elements, `y` and `dy` of `ty`, a weight of `w`, and an element of `e` bytes:
+//! With `x` and `dx` of `x` elements, `y` and `dy` of `y`, a weight of `w`, all of them stored in `e` bytes:
 //!
 //! ```text
-//! PEFT's sequence   x·Wᵀ, x·Aᵀ, h·Bᵀ, scale, add     e (2 tx +   w + 7 ty)
-//!   backward        dy·W, scale, dB, dh, dA, dh·A, add  e (6 tx + w + 5 ty)
-//! fused             x·Aᵀ, y                          e (2 tx +   w +   ty)
-//!   backward        dh and dB, dA, dx                e (2 tx +   w + 2 ty)
+//! fused             h; y                                  e (2 x + w +   y)
+//!   backward        dh and dB; dA; dx                     e (2 x + w + 2 y)
+//! PEFT's sequence   x·Wᵀ; x·Aᵀ, h·Bᵀ, scale; add          e (  x + w + 4 y) + u (  x + 3 y)
+//!   backward        dy·W; scale, dB, dh, dA, dh·A; add    e (4 x + w +   y) + u (2 x + 4 y)
 //! ```
 //!
-//! and the low-rank factors and their gradients besides, which are small. The floor of the fused layer is the
-//! second sum; what the kernels move above it are partial sums of the low-rank terms.
+//! where `u` bytes store the update's own activations, and the low-rank factors and their gradients come besides,
+//! which are small. The floor of the fused layer is its two sums; what the kernels move above it are partial sums of
+//! the low-rank terms, and the gradients that they add to.
 
 use crate::lora_layer::Shape;
 
-/// Bytes of an element of the update.
+/// Bytes of an element of the fused layer's update.
 const F32: u64 = 4;
 
 /// The fused layer, without partial sums.
 pub fn floor(shape: Shape, element_size: u64) -> u64 {
     let [x, weight, y] = shape.elements();
-    let activations = (2 * x + y) + (2 * x + 2 * y);
-    element_size * (activations + 2 * weight) + F32 * low_rank(shape)
+    let forward = 2 * x + weight + y;
+    let backward = 2 * x + weight + 2 * y;
+    element_size * (forward + backward) + F32 * low_rank(shape)
 }
 
 /// The fused layer; the kernels leave `partials` f32 elements in their workspace, forward and backward together.
@@ -33,12 +35,17 @@ pub fn fused(shape: Shape, element_size: u64, partials: u64) -> u64 {
     floor(shape, element_size) + F32 * (2 * partials + accumulated)
 }
 
-/// PEFT's sequence, all of it in one type; casts between types would come on top.
-pub fn unfused(shape: Shape, element_size: u64) -> u64 {
+/// PEFT's sequence, with the update in elements of `update_size` bytes. Where they are not those of the layer, `x`, the
+/// update, `dy` and its part of `dx` are cast, each read and written once more.
+pub fn unfused(shape: Shape, element_size: u64, update_size: u64) -> u64 {
     let [x, weight, y] = shape.elements();
-    let forward = 2 * x + weight + 7 * y;
-    let backward = 6 * x + weight + 5 * y;
-    element_size * (forward + backward + low_rank(shape))
+    let layer = (x + weight + 4 * y) + (4 * x + weight + y);
+    let update = (x + 3 * y) + (2 * x + 4 * y) + low_rank(shape);
+    let cast = match element_size == update_size {
+        true => 0,
+        false => 2 * (x + y),
+    };
+    element_size * (layer + cast) + update_size * (update + cast)
 }
 
 /// Every tensor once in each direction: what a layer in a single launch with unbounded cache would move.

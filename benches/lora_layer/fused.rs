@@ -3,7 +3,7 @@ use crate::device::{Buffer, Device};
 use anyhow::Result;
 use fuselora_kernels::lora_linear::{
     Backward, Gradients, Lora, Output, Projection, Weight, backward, backward_workspace, forward,
-    forward_workspace,
+    forward_workspace, partial_sums,
 };
 use fuselora_kernels::{Element, Kernels, LaunchError, Operand, OperandMut};
 
@@ -121,13 +121,10 @@ impl Fused {
 }
 
 /// The f32 elements that a forward and a backward pass keep between their launches.
-pub fn workspace(shape: Shape, element: Element) -> (u64, u64) {
-    // SAFETY: no kernel is given them.
-    let nothing = |element| unsafe { Operand::from_raw(0, 0, element) };
-    // SAFETY: as above.
+fn workspace(shape: Shape, element: Element) -> (u64, u64) {
+    let projection = unplaced(shape, element);
+    // SAFETY: no kernel is given it.
     let nowhere = || unsafe { OperandMut::from_raw(0, 0, Element::F32) };
-    let update = (nothing(Element::F32), nothing(Element::F32));
-    let projection = projection(shape, nothing(element), Some(update));
     let item = Backward {
         projection,
         dy: nothing(element),
@@ -141,6 +138,23 @@ pub fn workspace(shape: Shape, element: Element) -> (u64, u64) {
         forward_workspace(shape.tokens, shape.in_features, &[projection]),
         backward_workspace(shape.tokens, shape.in_features, &[item]),
     )
+}
+
+/// The f32 partial sums of a forward and a backward pass.
+pub fn partials(shape: Shape, element: Element) -> u64 {
+    let projection = unplaced(shape, element);
+    partial_sums(element, shape.tokens, shape.in_features, &projection)
+}
+
+/// The layer as the launcher's sizes ask for it, without tensors.
+fn unplaced(shape: Shape, element: Element) -> Projection<'static> {
+    let update = (nothing(Element::F32), nothing(Element::F32));
+    projection(shape, nothing(element), Some(update))
+}
+
+fn nothing(element: Element) -> Operand<'static> {
+    // SAFETY: no kernel is given it.
+    unsafe { Operand::from_raw(0, 0, element) }
 }
 
 fn projection<'a>(

@@ -12,6 +12,7 @@ mod product;
 
 pub use backward::{Backward, Gradients, backward, backward_workspace};
 pub use forward::{Output, forward, forward_workspace};
+pub use pass::partial_sums;
 
 use crate::abi::{LORA_MAX_GROUP, LORA_MAX_RANK, LoraDropout, LoraTerm};
 use crate::{Element, LaunchError, Operand, nf4};

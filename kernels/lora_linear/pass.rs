@@ -1,7 +1,7 @@
 //! Launches `pass_f32.cu`, `pass_16bit.cu` and `sum.cu`: passes over activations for the low-rank side, and the sums of
 //! what their blocks leave.
 
-use super::Lora;
+use super::{Lora, Projection};
 use crate::abi::{
     LORA_MAX_GROUP, LORA_MAX_SUMS, LORA_PASS_F32_FEATURES, LORA_PASS_F32_RANKS, LORA_PASS_RANKS,
     LORA_PASS_SHARED, LORA_PASS_TILE_FEATURES, LORA_PASS_TILE_TOKENS, LORA_PASS_TOKENS,
@@ -116,6 +116,26 @@ impl Split {
             accumulate: 1,
         }
     }
+}
+
+/// f32 elements of the partial sums that the passes of a forward and a backward pass of one projection leave for
+/// `lora_linear_sum`, with activations stored as `element`: each is written once and read once.
+pub fn partial_sums(
+    element: Element,
+    tokens: u32,
+    in_features: u32,
+    projection: &Projection,
+) -> u64 {
+    let Some(lora) = &projection.lora else {
+        return 0;
+    };
+    let h = Split::new(Pass::H, element, tokens, in_features);
+    let dy = Split::new(Pass::DhDb, element, tokens, projection.out_features);
+    let da = Split::new(Pass::Da, element, tokens, in_features);
+    h.row_partials(lora)
+        + dy.row_partials(lora)
+        + dy.column_partials(lora)
+        + da.column_partials(lora)
 }
 
 /// One pass over `z`, an address of `split`'s activations, for each of `sides`, at most

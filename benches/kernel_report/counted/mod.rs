@@ -35,7 +35,7 @@ use std::sync::Arc;
 
 /// One launch.
 pub struct Counted {
-    kernel: String,
+    pub kernel: String,
     shape: String,
     counters: Counters,
 }
@@ -150,12 +150,13 @@ impl Counted {
     }
 
     /// The share of the moved bytes that threads asked for.
-    fn sectors_used(&self) -> f64 {
+    pub fn sectors_used(&self) -> f64 {
         let asked = self.counters.global_read_bytes + self.counters.global_write_bytes;
         asked as f64 / self.moved() as f64
     }
 
-    fn conflicts_per_access(&self) -> f64 {
+    /// The extra passes that bank conflicts add, per shared-memory access.
+    pub fn conflicts_per_access(&self) -> f64 {
         let accesses = self.counters.shared_accesses.max(1);
         self.counters.bank_conflicts as f64 / accesses as f64
     }
