@@ -227,7 +227,9 @@ constexpr uint32_t CROSS_ENTROPY_THREADS = 512;
 constexpr uint32_t OPTIMIZER_THREADS = 256;
 constexpr uint32_t OPTIMIZER_CHUNK = 4096;
 // As many as a launch's 4 KB of parameters hold.
-constexpr uint32_t OPTIMIZER_TENSORS = 64;
+constexpr uint32_t OPTIMIZER_TENSORS = 60;
+// Elements of a moment in 8 bits that share an absmax.
+constexpr uint32_t DYNAMIC_8BIT_BLOCK = 256;
 
 // One f32 tensor with its gradient and moments, as addresses on the device.
 struct OptimizerTensor {
@@ -235,6 +237,9 @@ struct OptimizerTensor {
     uint64_t grad;
     uint64_t m;
     uint64_t v;
+    // Of moments in 8 bits.
+    uint64_t m_absmax;
+    uint64_t v_absmax;
     uint32_t elements;
     // The block that its first chunk belongs to.
     uint32_t first_block;

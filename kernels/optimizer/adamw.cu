@@ -14,32 +14,7 @@
 // Launch    OPTIMIZER_THREADS threads per block, OPTIMIZER_CHUNK elements of one tensor per block; a block
 //           finds its tensor in the table. Sums run in one order; partial sums are f64.
 // Traffic   norm: g in. adamw: p, g, m, v in; p, m, v out: 28 bytes per element.
-#include "../storage.cuh"
-#include "abi.h"
-
-// The tensor that this block works on, and the first element of its chunk.
-struct Chunk {
-    OptimizerTensor tensor;
-    uint32_t begin, end;
-
-    __device__ Chunk(const OptimizerTable &table) {
-        uint32_t i = 0;
-        while (i + 1 < table.count && blockIdx.x >= table.tensors[i + 1].first_block) ++i;
-        tensor = table.tensors[i];
-        begin = (blockIdx.x - tensor.first_block) * OPTIMIZER_CHUNK;
-        end = min(tensor.elements, begin + OPTIMIZER_CHUNK);
-    }
-
-    // Calls `body(i, count)` for this thread's elements, four at a time while there are four.
-    template <typename Body> __device__ void for_each(Body body) const {
-        for (uint32_t i = begin + 4 * threadIdx.x; i < end; i += 4 * OPTIMIZER_THREADS) {
-            if (i + 4 <= end)
-                body(i, Count<4>());
-            else
-                for (uint32_t j = i; j < end; ++j) body(j, Count<1>());
-        }
-    }
-};
+#include "optimizer/chunk.cuh"
 
 // The sum over the block, in thread 0.
 __device__ double block_sum(double x) {
@@ -87,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(OPTIMIZER_THREADS)
     float *m = reinterpret_cast<float *>(chunk.tensor.m);
     float *v = reinterpret_cast<float *>(chunk.tensor.v);
     AdamWRate rate = rates[chunk.tensor.rate];
-    float clip = step.max_grad_norm > 0.0f ? fminf(1.0f, step.max_grad_norm / (*norm + 1e-6f)) : 1.0f;
+    float clip = clip_factor(step, *norm);
     chunk.for_each([&](uint32_t i, auto count) {
         constexpr int N = decltype(count)::value;
         float p[N], g[N], first[N], second[N];

@@ -1,5 +1,9 @@
 //! AdamW over many tensors at once, and the global gradient norm. Launches `adamw.cu`.
 
+mod adamw_8bit;
+
+pub use adamw_8bit::{AdamW8bitParam, Moment8bit, adamw_8bit};
+
 use crate::abi::{
     AdamWStep, OPTIMIZER_CHUNK, OPTIMIZER_TENSORS, OPTIMIZER_THREADS, OptimizerTable,
     OptimizerTensor,
@@ -102,7 +106,6 @@ pub fn adamw(
 ) -> Result<(), LaunchError> {
     norm.check("norm", Element::F32, 1)?;
     rates.check("rates", Element::F32, rates.len())?;
-    let rate_count = rates.len() / RATE_LEN as u64;
     let tensors = params.iter().map(|item| {
         let AdamWParam {
             param,
@@ -111,13 +114,7 @@ pub fn adamw(
             v,
             rate,
         } = item;
-        if u64::from(*rate) >= rate_count {
-            return Err(LaunchError::Parameter {
-                parameter: "rate",
-                found: u64::from(*rate),
-                expected: "a parameter has one of the rates that were given",
-            });
-        }
+        check_rate(*rate, rates)?;
         for (name, tensor) in [
             ("param", &**param),
             ("grad", grad),
@@ -132,8 +129,8 @@ pub fn adamw(
             m: m.address(),
             v: v.address(),
             elements: param.len() as u32,
-            first_block: 0,
             rate: *rate,
+            ..OptimizerTensor::default()
         })
     });
     for table in tables(tensors)? {
@@ -192,6 +189,17 @@ fn tables(
         }
     }
     Ok(launches)
+}
+
+fn check_rate(rate: u32, rates: Operand) -> Result<(), LaunchError> {
+    if u64::from(rate) < rates.len() / RATE_LEN as u64 {
+        return Ok(());
+    }
+    Err(LaunchError::Parameter {
+        parameter: "rate",
+        found: u64::from(rate),
+        expected: "a parameter has one of the rates that were given",
+    })
 }
 
 fn check(name: &'static str, tensor: &Operand, len: u64) -> Result<(), LaunchError> {

@@ -5,6 +5,7 @@
 #![cfg(feature = "cuda")]
 
 mod activation;
+mod adamw_8bit;
 mod attention;
 mod device;
 mod elementwise;
@@ -25,6 +26,7 @@ use std::process::Command;
 /// What each module tests.
 const TESTED: &[&[&str]] = &[
     activation::KERNELS,
+    adamw_8bit::KERNELS,
     attention::KERNELS,
     elementwise::KERNELS,
     embedding::KERNELS,

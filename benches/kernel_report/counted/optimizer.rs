@@ -1,12 +1,13 @@
 use super::{Device, extents};
 use anyhow::Result;
-use fuselora_kernels::abi::AdamWStep;
+use fuselora_kernels::abi::{AdamWStep, DYNAMIC_8BIT_BLOCK};
 use fuselora_kernels::optimizer::{
-    AdamWParam, RATE_LEN, adamw, gradient_norm, gradient_norm_workspace,
+    AdamW8bitParam, AdamWParam, Moment8bit, RATE_LEN, adamw, adamw_8bit, gradient_norm,
+    gradient_norm_workspace,
 };
 
 pub fn launch(device: &Device, kernel: &str, shape: Option<&[u64]>) -> Result<Option<Vec<u64>>> {
-    if !["gradient_squares", "gradient_norm", "adamw"].contains(&kernel) {
+    if !["gradient_squares", "gradient_norm", "adamw", "adamw_8bit"].contains(&kernel) {
         return Ok(None);
     }
     let [elements] = extents(shape, [1 << 20])?;
@@ -38,5 +39,24 @@ pub fn launch(device: &Device, kernel: &str, shape: Option<&[u64]>) -> Result<Op
     let rates = device.zeros::<f32>(RATE_LEN as u64)?;
     let (rates, norm) = (device.operand(&rates), device.operand(&norm));
     adamw(&device.kernels, &[param], step, rates, norm)?;
+
+    let blocks = elements.div_ceil(u64::from(DYNAMIC_8BIT_BLOCK));
+    let (mut m, mut v) = (device.zeros::<u8>(elements)?, device.zeros::<u8>(elements)?);
+    let (mut m_absmax, mut v_absmax) = (device.zeros::<f32>(blocks)?, device.zeros::<f32>(blocks)?);
+    let mut own = zeros()?;
+    let param = AdamW8bitParam {
+        param: device.operand_mut(&mut own),
+        grad,
+        m: Moment8bit {
+            codes: device.operand_mut(&mut m),
+            absmax: device.operand_mut(&mut m_absmax),
+        },
+        v: Moment8bit {
+            codes: device.operand_mut(&mut v),
+            absmax: device.operand_mut(&mut v_absmax),
+        },
+        rate: 0,
+    };
+    adamw_8bit(&device.kernels, &[param], step, rates, norm)?;
     Ok(Some(vec![elements]))
 }

@@ -2,7 +2,9 @@
 
 mod adamw_8bit;
 
-use crate::{DType, Device, Error, Result, Tensor, check, parallel, simd};
+#[cfg(feature = "cuda")]
+use crate::DType;
+use crate::{Device, Error, Result, Tensor, check, parallel, simd};
 pub use adamw_8bit::{AdamW8bitParam, Moment8bit, adamw_8bit};
 use rayon::prelude::*;
 
@@ -32,6 +34,26 @@ pub struct AdamWHyper {
     /// Gradients are clipped to this norm as `torch.nn.utils.clip_grad_norm_` does: all of them are multiplied by
     /// `max_grad_norm / (norm + 1e-6)`, at most 1. 0: they are not clipped.
     pub max_grad_norm: f32,
+}
+
+impl AdamWHyper {
+    /// `1 - β1`, `β2`, `1 - β2`: 1 - 0.999 in f32 is wrong in the fifth digit.
+    fn factors(&self) -> [f32; 3] {
+        let AdamWHyper { beta1, beta2, .. } = self;
+        [1.0 - beta1, *beta2, 1.0 - beta2].map(|factor| factor as f32)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn for_kernels(&self) -> fuselora_kernels::abi::AdamWStep {
+        let [new1, keep2, new2] = self.factors();
+        fuselora_kernels::abi::AdamWStep {
+            new1,
+            keep2,
+            new2,
+            eps: self.eps,
+            max_grad_norm: self.max_grad_norm,
+        }
+    }
 }
 
 /// How fast a parameter learns in one step.
@@ -131,23 +153,13 @@ pub fn adamw(
         check::devices(norm.device(), [("param", &**param)])?;
         check::devices(norm.device(), others)?;
     }
+    let [new1, keep2, new2] = hyper.factors();
     let AdamWHyper {
-        beta1,
-        beta2,
-        eps,
-        max_grad_norm,
+        eps, max_grad_norm, ..
     } = hyper;
-    // 1 - 0.999 in f32 is wrong in the fifth digit.
-    let (new1, keep2, new2) = ((1.0 - beta1) as f32, beta2 as f32, (1.0 - beta2) as f32);
     #[cfg(feature = "cuda")]
     if !norm.device().is_cpu() {
-        let step = fuselora_kernels::abi::AdamWStep {
-            new1,
-            keep2,
-            new2,
-            eps,
-            max_grad_norm,
-        };
+        let step = hyper.for_kernels();
         let params: Vec<_> = params
             .iter_mut()
             .map(|item| fuselora_kernels::optimizer::AdamWParam {

@@ -2,6 +2,8 @@
 //! and on a GPU where there is one.
 #![cfg(feature = "cuda")]
 
+mod adamw_8bit;
+mod dequantized;
 mod operations;
 mod sample;
 mod storage;

@@ -29,7 +29,7 @@ fn elements_survive_the_way_there_and_back() {
     let ids = Tensor::from_u32(&device, [3], &[7, 9, 8]).unwrap();
     assert_eq!(ids.to_u32_vec().unwrap(), [7, 9, 8]);
     let none = Tensor::from_f32(&device, [0, 4], &[]).unwrap();
-    assert_eq!(none.to_f32_vec().unwrap(), []);
+    assert!(none.to_f32_vec().unwrap().is_empty());
 }
 
 #[test]

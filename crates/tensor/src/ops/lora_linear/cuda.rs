@@ -1,10 +1,40 @@
 use super::{Backward, Lora, Output, Projection};
-use crate::{DType, Result, Tensor, Weight, cuda::extents};
+use crate::{DType, Purpose, Result, Tensor, Weight, cuda::extents};
 use fuselora_kernels::{
     abi::MatmulShape,
     lora_linear as kernel,
     matmul::{Layout, matmul},
 };
+
+/// From so many tokens on, weights in NF4 are dequantized to 16 bits before the product. Each tile of 128 tokens decodes
+/// the weight anew where it is not; dequantizing it once costs two bytes an element to write and one more time to read,
+/// less than a tenth of the product's time from here on.
+const DEQUANTIZED_FROM_TOKENS: u32 = 1024;
+/// Bytes of 16-bit weights at most that one operation makes.
+const DEQUANTIZED_BYTES: usize = 256 << 20;
+
+/// Whether weights in NF4, of so many elements together, are dequantized first: never for a product in f32, whose values
+/// keep all their bits.
+fn dequantizing_pays(tokens: u32, dtype: DType, elements: usize) -> bool {
+    tokens >= DEQUANTIZED_FROM_TOKENS
+        && dtype != DType::F32
+        && elements * dtype.size_in_bytes() <= DEQUANTIZED_BYTES
+}
+
+/// The weights that are in NF4 in the type of `x`, for as long as an operation runs, where that pays.
+fn dequantized(x: &Tensor, tokens: u32, weights: &[&Weight]) -> Result<Vec<Option<Tensor>>> {
+    let elements = |weight: &&Weight| match weight {
+        Weight::Nf4(weight) => weight.shape().iter().product::<usize>(),
+        Weight::Dense(_) => 0,
+    };
+    let pays = dequantizing_pays(tokens, x.dtype(), weights.iter().map(elements).sum());
+    let _holding = x.device().hold(Purpose::Workspace);
+    let dequantize = |weight: &&Weight| match weight {
+        Weight::Nf4(weight) if pays => weight.dequantize(x.dtype()).map(Some),
+        _ => Ok(None),
+    };
+    weights.iter().map(dequantize).collect()
+}
 
 pub(super) fn forward(
     x: &Tensor,
@@ -12,9 +42,12 @@ pub(super) fn forward(
     outputs: &mut [Output],
 ) -> Result<()> {
     let [tokens, in_features] = activations(x)?;
+    let weights: Vec<_> = projections.iter().map(|item| item.weight).collect();
+    let weights = dequantized(x, tokens, &weights)?;
     let projections: Vec<_> = projections
         .iter()
-        .map(Projection::operands)
+        .zip(&weights)
+        .map(|(projection, dequantized)| projection.operands(dequantized.as_ref()))
         .collect::<Result<_>>()?;
     let len = kernel::forward_workspace(tokens, in_features, &projections) as usize;
     let mut workspace = Tensor::workspace(x.device(), [len], DType::F32)?;
@@ -44,11 +77,18 @@ pub(super) fn backward(
     need_dx: bool,
 ) -> Result<Option<Tensor>> {
     let [tokens, in_features] = activations(x)?;
+    let weights: Vec<_> = items.iter().map(|item| item.projection.weight).collect();
+    let weights = if need_dx {
+        dequantized(x, tokens, &weights)?
+    } else {
+        weights.iter().map(|_| None).collect()
+    };
     let items: Vec<_> = items
         .iter_mut()
-        .map(|item| {
+        .zip(&weights)
+        .map(|(item, dequantized)| {
             Ok(kernel::Backward {
-                projection: item.projection.operands()?,
+                projection: item.projection.operands(dequantized.as_ref())?,
                 dy: item.dy.operand(),
                 h: item.h.map(Tensor::operand),
                 gradients: item.gradients.as_mut().map(|gradients| kernel::Gradients {
@@ -102,7 +142,8 @@ fn activations(x: &Tensor) -> Result<[u32; 2]> {
 }
 
 impl Projection<'_> {
-    fn operands(&self) -> Result<kernel::Projection<'_>> {
+    /// For a kernel, with `dequantized` in place of the weight where there is one.
+    fn operands<'a>(&'a self, dequantized: Option<&'a Tensor>) -> Result<kernel::Projection<'a>> {
         let [out_features] = extents([self.weight.out_features()])?;
         let lora = self.lora.as_ref().map(|lora| {
             let [rank] = extents([lora.rank()])?;
@@ -120,13 +161,31 @@ impl Projection<'_> {
             })
         });
         Ok(kernel::Projection {
-            weight: match self.weight {
-                Weight::Dense(weight) => kernel::Weight::Dense(weight.operand()),
-                Weight::Nf4(weight) => kernel::Weight::Nf4(weight.operand()),
+            weight: match (dequantized, self.weight) {
+                (Some(weight), _) | (None, Weight::Dense(weight)) => {
+                    kernel::Weight::Dense(weight.operand())
+                }
+                (None, Weight::Nf4(weight)) => kernel::Weight::Nf4(weight.operand()),
             },
             bias: self.bias.map(Tensor::operand),
             out_features,
             lora: lora.transpose()?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::dequantizing_pays;
+    use crate::DType;
+
+    #[test]
+    fn many_tokens_dequantize_what_fits() {
+        let elements = 4096 * 4096;
+        assert!(dequantizing_pays(1024, DType::BF16, elements));
+        assert!(dequantizing_pays(1024, DType::F16, 8 * elements));
+        assert!(!dequantizing_pays(1023, DType::BF16, elements));
+        assert!(!dequantizing_pays(1024, DType::F32, elements));
+        assert!(!dequantizing_pays(1024, DType::BF16, 8 * elements + 1));
     }
 }

@@ -1,5 +1,7 @@
 //! AdamW with its moments in 8 bits.
 
+#[cfg(feature = "cuda")]
+use fuselora_kernels::optimizer as kernel;
 use rayon::prelude::*;
 
 use super::{AdamWHyper, AdamWRates, clip};
@@ -30,6 +32,14 @@ impl Moment8bit {
             codes: Tensor::zeros(device, shape.clone(), DType::U8)?,
             absmax: Tensor::zeros(device, [blocks], DType::F32)?,
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn operand_mut(&mut self) -> kernel::Moment8bit<'_> {
+        kernel::Moment8bit {
+            codes: self.codes.operand_mut(),
+            absmax: self.absmax.operand_mut(),
+        }
     }
 
     fn check(&self, names: [&'static str; 2], param: &Tensor) -> Result<()> {
@@ -90,17 +100,35 @@ pub fn adamw_8bit(
     if params.is_empty() {
         return Ok(());
     }
+    #[cfg(feature = "cuda")]
+    if !norm.device().is_cpu() {
+        let step = hyper.for_kernels();
+        let params: Vec<_> = params
+            .iter_mut()
+            .map(|item| kernel::AdamW8bitParam {
+                param: item.param.operand_mut(),
+                grad: item.grad.operand(),
+                m: item.m.operand_mut(),
+                v: item.v.operand_mut(),
+                // A rate is one of those that a tensor holds, of fewer than 2^32 parameters.
+                rate: item.rate as u32,
+            })
+            .collect();
+        return norm.device().launch(|kernels| {
+            kernel::adamw_8bit(kernels, &params, step, rates.0.operand(), norm.operand())
+        });
+    }
     let Some(clip) = clip(norm, hyper.max_grad_norm)? else {
         return Ok(());
     };
+    let [new1, keep2, new2] = hyper.factors();
     for item in params {
         let [decay, step_size, inv_sqrt_correction2] = rates.values(item.rate)?;
         let step = Step {
             clip,
-            keep1: hyper.beta1 as f32,
-            new1: (1.0 - hyper.beta1) as f32,
-            keep2: hyper.beta2 as f32,
-            new2: (1.0 - hyper.beta2) as f32,
+            new1,
+            keep2,
+            new2,
             inv_sqrt_correction2,
             eps: hyper.eps,
             decay,
@@ -139,7 +167,6 @@ pub fn adamw_8bit(
 /// What all elements of a parameter share.
 struct Step {
     clip: f32,
-    keep1: f32,
     new1: f32,
     keep2: f32,
     new2: f32,
@@ -167,8 +194,8 @@ impl Step {
         let moments = m.iter_mut().zip(&mut *v);
         for ((p, &g), (m, v)) in param.iter_mut().zip(grad).zip(moments) {
             let g = g * self.clip;
-            *m = *m * self.keep1 + self.new1 * g;
-            *v = *v * self.keep2 + self.new2 * g * g;
+            *m += self.new1 * (g - *m);
+            *v = self.keep2 * *v + self.new2 * g * g;
             let denominator = v.sqrt() * self.inv_sqrt_correction2 + self.eps;
             *p = *p * self.decay - self.step_size * *m / denominator;
         }
