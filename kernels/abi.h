@@ -79,8 +79,9 @@ constexpr uint32_t GEMM_SMALL_COLS = 128;
 // Dropout of an update's input; `probability` 0 is none.
 struct LoraDropout {
     uint64_t seed;
+    // The address of a u32 on the device: it changes from pass to pass.
+    uint64_t step;
     uint32_t stream;
-    uint32_t step;
     float probability;
     // 1 / (1 - probability)
     float kept;
@@ -213,12 +214,6 @@ struct RopeShape {
 constexpr uint32_t ROPE_THREADS = 128;
 
 // ---- loss ----
-
-// logits [n, vocab]
-struct LossShape {
-    uint32_t vocab;
-    float grad_scale;
-};
 
 constexpr uint32_t CROSS_ENTROPY_THREADS = 512;
 

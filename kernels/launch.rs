@@ -81,6 +81,7 @@ struct Loaded {
     modules: HashMap<&'static str, Arc<CudaModule>>,
     functions: HashMap<&'static str, CudaFunction>,
     last: Option<&'static str>,
+    noted: Option<Vec<&'static str>>,
 }
 
 impl Kernels {
@@ -112,6 +113,18 @@ impl Kernels {
         loaded.last
     }
 
+    /// From now on notes the name of every kernel that is launched.
+    pub fn start_noting(&self) {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.noted = Some(Vec::new());
+    }
+
+    /// The names noted since [`Kernels::start_noting`], each once, in the order of the first launches.
+    pub fn stop_noting(&self) -> Vec<&'static str> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.noted.take().unwrap_or_default()
+    }
+
     /// The function to launch for `kernel`.
     ///
     /// # Errors
@@ -119,6 +132,11 @@ impl Kernels {
     pub fn function(&self, kernel: &'static Kernel) -> Result<CudaFunction, LaunchError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         loaded.last = Some(kernel.name);
+        if let Some(noted) = &mut loaded.noted
+            && !noted.contains(&kernel.name)
+        {
+            noted.push(kernel.name);
+        }
         if let Some(function) = loaded.functions.get(kernel.name) {
             return Ok(function.clone());
         }

@@ -35,8 +35,6 @@ pub mod abi {
     // SAFETY: as above.
     unsafe impl DeviceRepr for LoraSums {}
     // SAFETY: as above.
-    unsafe impl DeviceRepr for LossShape {}
-    // SAFETY: as above.
     unsafe impl DeviceRepr for MatmulShape {}
     // SAFETY: as above.
     unsafe impl DeviceRepr for Nf4Gemv {}

@@ -1,6 +1,7 @@
 // Dropout whose mask is a function of the position: element `index` (row-major) of x is kept when
 // uniform(philox4x32_10(key, counter)[index % 4]) >= probability, with key = seed and
-// counter = [index / 4 low, index / 4 high, stream, step]. The backward pass replays it.
+// counter = [index / 4 low, index / 4 high, stream, step]. The backward pass replays it. The step is read from
+// the device, so that a launch may be repeated as it was for another mask.
 #pragma once
 
 #include "abi.h"
@@ -18,11 +19,16 @@ __device__ inline uint4 philox4x32_10(uint2 key, uint4 counter) {
     return counter;
 }
 
+// The step, which a block reads once.
+__device__ inline uint32_t step_of(const LoraDropout &dropout) {
+    return dropout.probability > 0 ? *reinterpret_cast<const uint32_t *>(dropout.step) : 0;
+}
+
 // Bit i: whether element 4 group + i is kept.
-__device__ inline uint32_t kept_in_group(const LoraDropout &dropout, uint64_t group) {
+__device__ inline uint32_t kept_in_group(const LoraDropout &dropout, uint32_t step, uint64_t group) {
     uint4 words = philox4x32_10(
         make_uint2((uint32_t)dropout.seed, (uint32_t)(dropout.seed >> 32)),
-        make_uint4((uint32_t)group, (uint32_t)(group >> 32), dropout.stream, dropout.step));
+        make_uint4((uint32_t)group, (uint32_t)(group >> 32), dropout.stream, step));
     // The upper 24 bits as a number in [0, 1): both conversions are exact.
     auto kept = [&](uint32_t word) {
         return (uint32_t)((float)(word >> 8) * (1.0f / 16777216.0f) >= dropout.probability);
@@ -31,9 +37,9 @@ __device__ inline uint32_t kept_in_group(const LoraDropout &dropout, uint64_t gr
 }
 
 // Bit i: whether element index + i is kept, for i < 4.
-__device__ inline uint32_t kept4(const LoraDropout &dropout, uint64_t index) {
-    uint32_t bits = kept_in_group(dropout, index / 4);
+__device__ inline uint32_t kept4(const LoraDropout &dropout, uint32_t step, uint64_t index) {
+    uint32_t bits = kept_in_group(dropout, step, index / 4);
     uint32_t lane = index % 4;
     if (lane == 0) return bits;
-    return (bits | kept_in_group(dropout, index / 4 + 1) << 4) >> lane & 15;
+    return (bits | kept_in_group(dropout, step, index / 4 + 1) << 4) >> lane & 15;
 }

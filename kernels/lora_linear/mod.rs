@@ -51,20 +51,20 @@ pub struct Lora<'a> {
     /// `alpha/rank`, or `alpha/√rank` for rsLoRA.
     pub scaling: f32,
     /// Dropout of the update's input.
-    pub dropout: Option<Dropout>,
+    pub dropout: Option<Dropout<'a>>,
 }
 
 /// Dropout whose mask is a function of the position, as `dropout.cuh` defines it.
 #[derive(Debug, Clone, Copy)]
-pub struct Dropout {
+pub struct Dropout<'a> {
     /// The probability that an element becomes zero, in 0..1.
     pub probability: f32,
     /// The key of the run.
     pub seed: u64,
     /// Tells the projections of a model apart.
     pub stream: u32,
-    /// Tells the micro-steps of a run apart.
-    pub step: u32,
+    /// Tells the micro-steps of a run apart, `[1]` u32.
+    pub step: Operand<'a>,
 }
 
 impl Lora<'_> {
@@ -79,8 +79,8 @@ impl Lora<'_> {
                 step,
             }) => LoraDropout {
                 seed,
+                step: step.address(),
                 stream,
-                step,
                 probability,
                 kept: 1.0 / (1.0 - probability),
             },
@@ -178,14 +178,15 @@ impl Input {
                 expected: "it must be from 1 to 256",
             });
         }
-        if let Some(dropout) = lora.dropout
-            && !(0.0..1.0).contains(&dropout.probability)
-        {
-            return Err(LaunchError::Parameter {
-                parameter: "dropout probability, in percent",
-                found: (100.0 * dropout.probability) as u64,
-                expected: "it must be at least 0 and below 100",
-            });
+        if let Some(dropout) = lora.dropout {
+            if !(0.0..1.0).contains(&dropout.probability) {
+                return Err(LaunchError::Parameter {
+                    parameter: "dropout probability, in percent",
+                    found: (100.0 * dropout.probability) as u64,
+                    expected: "it must be at least 0 and below 100",
+                });
+            }
+            dropout.step.check("dropout step", Element::U32, 1)?;
         }
         lora.a.check("lora_a", Element::F32, rank * in_features)?;
         lora.b.check("lora_b", Element::F32, out * rank)

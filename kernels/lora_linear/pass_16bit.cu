@@ -79,12 +79,13 @@ template <typename T> struct Activations {
     }
 
     // Zeros in a tile what the dropout does not keep.
-    __device__ void drop(uint32_t tile, uint32_t token0, uint32_t feature0, const LoraDropout &dropout) const {
+    __device__ void drop(uint32_t tile, uint32_t token0, uint32_t feature0, const LoraDropout &dropout,
+                         uint32_t step) const {
         constexpr int CHUNKS = FEATURES / 8;
         for (int i = threadIdx.x; i < TOKENS * CHUNKS; i += LORA_THREADS) {
             int row = i / CHUNKS, chunk = i % CHUNKS;
             uint64_t index = (uint64_t)(token0 + row) * features + feature0 + chunk * 8;
-            uint32_t kept = kept4(dropout, index) | kept4(dropout, index + 4) << 4;
+            uint32_t kept = kept4(dropout, step, index) | kept4(dropout, step, index + 4) << 4;
             auto words = [&](uint32_t pair) { return (kept >> pair & 1 ? 0xffffu : 0) | (kept >> pair & 2 ? 0xffff0000u : 0); };
             uint32_t place = tile + swizzled<ROW_BYTES>(row, chunk);
             uint4 v = load_shared(place);
@@ -162,6 +163,7 @@ __device__ void pass(const LoraPass &pass) {
     uint32_t width = (min(pass.block_features, features - feature_begin) + FEATURES - 1) / FEATURES;
     bool dropped = down && side.dropout.probability > 0;  // of X alone
     float kept = dropped ? side.dropout.kept : 1.0f;
+    uint32_t mask_step = step_of(side.dropout);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
     Activations<T> z(pass);
@@ -201,7 +203,7 @@ __device__ void pass(const LoraPass &pass) {
                 uint32_t tile = ring + stage * TILE_BYTES;
                 stage = stage + 1 == STAGES ? 0 : stage + 1;
                 if (dropped) {
-                    z.drop(tile, token_begin + row * TOKENS, feature0, side.dropout);
+                    z.drop(tile, token_begin + row * TOKENS, feature0, side.dropout, mask_step);
                     __syncthreads();
                 }
                 uint32_t fragment[4];

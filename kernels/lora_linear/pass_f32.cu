@@ -33,14 +33,14 @@ using Square = float[EDGE][EDGE + 4];
 using LowRank = float[EDGE][RANKS + 4];
 
 __device__ void load_square(Square square, const Matrix &z, uint32_t token0, uint32_t feature0,
-                            const LoraDropout &dropout) {
+                            const LoraDropout &dropout, uint32_t step) {
     for (int j = 0; j < EDGE * EDGE / 4 / (int)LORA_THREADS; ++j) {
         int i = threadIdx.x + j * LORA_THREADS;
         int row = i / (EDGE / 4), col = i % (EDGE / 4) * 4;
         float4 v = z.load4(token0 + row, feature0 + col);
         if (dropout.probability > 0) {
             uint64_t index = (uint64_t)(token0 + row) * z.cols + feature0 + col;
-            uint32_t bits = kept4(dropout, index);
+            uint32_t bits = kept4(dropout, step, index);
             v = make_float4(bits & 1 ? v.x * dropout.kept : 0, bits & 2 ? v.y * dropout.kept : 0,
                             bits & 4 ? v.z * dropout.kept : 0, bits & 8 ? v.w * dropout.kept : 0);
         }
@@ -80,6 +80,7 @@ __device__ void pass(const LoraPass &pass) {
     if (rank0 >= side.rank) return;
 
     uint32_t tokens = pass.tokens, features = pass.features, rank = side.rank;
+    uint32_t step = step_of(side.dropout);
     uint32_t token_begin = blockIdx.z * pass.block_tokens;
     uint32_t token_end = min(tokens, token_begin + pass.block_tokens);
     uint32_t feature_begin = blockIdx.y * pass.block_features;
@@ -99,7 +100,7 @@ __device__ void pass(const LoraPass &pass) {
         float4 row_sums = make_float4(0, 0, 0, 0);
         // One square of z; `column` are the sums over tokens of its features.
         auto add_square = [&](uint32_t feature0, float4 &column) {
-            load_square(square, z, token0, feature0, side.dropout);
+            load_square(square, z, token0, feature0, side.dropout, step);
             if (over_features && down) load_columns(wide_slice, wide, feature0, rank0);
             if (over_features && !down) load_rows(wide_slice, wide, feature0, rank0);
             if (over_tokens) load_rows(tall_slice, tall, token0, rank0);

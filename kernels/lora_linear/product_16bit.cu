@@ -58,6 +58,7 @@ template <typename Tile>
 __device__ void find_kept(uint32_t (&mask)[Tile::M], const Tile &tile, const LoraDropout &dropout, uint32_t cols) {
     static_assert(Tile::N <= 8, "a row of fragments has 32 bits");
     int odd = tile.lane % 2;
+    uint32_t step = step_of(dropout);
 #pragma unroll
     for (int i = 0; i < Tile::M; ++i) {
         mask[i] = 0;
@@ -65,7 +66,7 @@ __device__ void find_kept(uint32_t (&mask)[Tile::M], const Tile &tile, const Lor
         for (int j = 0; j < Tile::N; ++j) {
             // Two lanes hold the same four columns of two rows: each works out one row for both.
             uint64_t index = (uint64_t)(tile.row(i) + 8 * odd) * cols + (tile.col(j) & ~3u);
-            uint32_t own = kept4(dropout, index);
+            uint32_t own = kept4(dropout, step, index);
             uint32_t other = __shfl_xor_sync(0xffffffff, own, 1);
             uint32_t upper = (odd ? other : own) >> 2 * odd & 3, lower = (odd ? own : other) >> 2 * odd & 3;
             mask[i] |= (upper | lower << 2) << 4 * j;

@@ -142,11 +142,12 @@ template <int TILE, bool right_edge_major> struct Tile {
     __device__ void add(const Matrix &left, const Right &right, uint32_t depth, float scaling,
                         const LoraDropout *dropout, uint32_t cols) {
         uint32_t mask[EDGE] = {};
+        uint32_t step = dropout ? step_of(*dropout) : 0;
         if (dropout)
             for (int i = 0; i < EDGE; ++i)
                 for (int q = 0; q < QUADS; ++q) {
                     uint64_t index = (uint64_t)(row0 + row(i)) * cols + col0 + col(4 * q);
-                    mask[i] |= kept4(*dropout, index) << 4 * q;
+                    mask[i] |= kept4(*dropout, step, index) << 4 * q;
                 }
 
         Fetched<TILE, true> next_left;

@@ -4,8 +4,8 @@
 //   logits[i, j] = (softmax(logits[i])[j] - (j == targets[i])) grad_scale     cross_entropy_backward
 //   total += sum_i losses[i]                                                  cross_entropy_sum
 //
-// Layouts   logits [n, vocab] of T, read and, by backward, overwritten; targets [n] u32; losses [n] and
-//           total [1] f32. Aligned to 16 bytes. A target beyond the vocabulary traps.
+// Layouts   logits [n, vocab] of T, read and, by backward, overwritten; targets [n] u32; losses [n], grad_scale
+//           [1] and total [1] f32. Aligned to 16 bytes. A target beyond the vocabulary traps.
 // Launch    one block of CROSS_ENTROPY_THREADS per row; sum: one block, in f64, in one order.
 // Memory    a thread keeps a running maximum and the sum of exponentials relative to it, so one pass over
 //           the row is enough for the softmax's denominator; the second pass writes the gradient.
@@ -25,15 +25,16 @@ template <typename T, typename Body> __device__ void for_each_vector(uint32_t wi
 }
 
 template <typename T, bool backward>
-__device__ void cross_entropy(T *logits, const uint32_t *targets, float *losses, LossShape shape) {
+__device__ void cross_entropy(T *logits, const uint32_t *targets, float *losses, const float *grad_scale,
+                              uint32_t vocab) {
     __shared__ float scratch[32];
     uint32_t target = targets[blockIdx.x];
-    if (target >= shape.vocab) __trap();
-    T *row = logits + (size_t)blockIdx.x * shape.vocab;
+    if (target >= vocab) __trap();
+    T *row = logits + (size_t)blockIdx.x * vocab;
     float at_target = widen(row[target]);
 
     float largest = -INFINITY, sum = 0.0f;
-    for_each_vector<T>(shape.vocab, [&](uint32_t i, auto count) {
+    for_each_vector<T>(vocab, [&](uint32_t i, auto count) {
         constexpr int N = decltype(count)::value;
         float x[N];
         load_run(row + i, x);
@@ -52,14 +53,15 @@ __device__ void cross_entropy(T *logits, const uint32_t *targets, float *losses,
     sum = block_reduce<Sum>(sum * expf(largest - all), scratch);
 
     if constexpr (backward) {
-        float factor = shape.grad_scale / sum;
-        for_each_vector<T>(shape.vocab, [&](uint32_t i, auto count) {
+        float scale = *grad_scale;
+        float factor = scale / sum;
+        for_each_vector<T>(vocab, [&](uint32_t i, auto count) {
             constexpr int N = decltype(count)::value;
             float x[N];
             load_run(row + i, x);
 #pragma unroll
             for (int j = 0; j < N; ++j)
-                x[j] = expf(x[j] - all) * factor - (i + j == target ? shape.grad_scale : 0.0f);
+                x[j] = expf(x[j] - all) * factor - (i + j == target ? scale : 0.0f);
             store_run(row + i, x);
         });
     }
@@ -69,13 +71,13 @@ __device__ void cross_entropy(T *logits, const uint32_t *targets, float *losses,
 #define CROSS_ENTROPY(name, T)                                                                  \
     extern "C" __global__ void __launch_bounds__(CROSS_ENTROPY_THREADS)                         \
         cross_entropy_forward_##name(const T *logits, const uint32_t *targets, float *losses,   \
-                                     LossShape shape) {                                         \
-        cross_entropy<T, false>(const_cast<T *>(logits), targets, losses, shape);               \
+                                     uint32_t vocab) {                                          \
+        cross_entropy<T, false>(const_cast<T *>(logits), targets, losses, nullptr, vocab);      \
     }                                                                                           \
     extern "C" __global__ void __launch_bounds__(CROSS_ENTROPY_THREADS)                         \
         cross_entropy_backward_##name(T *logits, const uint32_t *targets, float *losses,        \
-                                      LossShape shape) {                                        \
-        cross_entropy<T, true>(logits, targets, losses, shape);                                 \
+                                      const float *grad_scale, uint32_t vocab) {                \
+        cross_entropy<T, true>(logits, targets, losses, grad_scale, vocab);                     \
     }
 
 CROSS_ENTROPY(f32, float)

@@ -2,7 +2,6 @@
 
 use crate::device::{Device, numbers};
 use crate::storage::{Storage, check_close, exact, for_every_storage, stored};
-use fuselora_kernels::abi::LossShape;
 use fuselora_kernels::loss::{cross_entropy_backward, cross_entropy_forward};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
@@ -64,16 +63,14 @@ fn cross_entropy<T: Storage>(
         f64::from(spread) * n as f64,
     )?;
 
-    let shape = LossShape {
-        vocab: vocab as u32,
-        grad_scale: grad_scale as f32,
-    };
+    let on_device_scale = device.upload(&[grad_scale as f32]);
     let mut again = device.output::<f32>(n);
     cross_entropy_backward(
         &device.kernels,
-        shape,
+        vocab as u32,
         device.operand_mut(&mut logits_device),
         device.operand(&targets_device),
+        device.operand(&on_device_scale),
         device.operand_mut(&mut again),
         device.operand_mut(&mut total),
     )?;
@@ -106,15 +103,13 @@ fn masked_logits_and_nan() {
         let mut logits = device.upload(logits);
         let targets = device.upload(&[1030u32]);
         let (mut losses, mut total) = (device.output::<f32>(1), device.upload(&[0.0f32]));
-        let shape = LossShape {
-            vocab: 1032,
-            grad_scale: 1.0,
-        };
+        let grad_scale = device.upload(&[1.0f32]);
         cross_entropy_backward(
             &device.kernels,
-            shape,
+            1032,
             device.operand_mut(&mut logits),
             device.operand(&targets),
+            device.operand(&grad_scale),
             device.operand_mut(&mut losses),
             device.operand_mut(&mut total),
         )

@@ -17,6 +17,7 @@ mod nf4;
 mod nf4_gemv;
 mod norm;
 mod optimizer;
+mod refusals;
 mod rope;
 mod storage;
 

@@ -2,7 +2,6 @@
 
 use crate::case::{Case, Scope};
 use fuselora_kernels::Element;
-use fuselora_kernels::abi::LossShape;
 use fuselora_kernels::loss::{cross_entropy_backward, cross_entropy_forward};
 
 pub fn cases(scope: Scope) -> Vec<Case> {
@@ -36,6 +35,7 @@ fn case(shape: [u32; 2], element: Element, is_forward: bool) -> Case {
             let targets: Vec<u32> = (0..tokens).map(|token| 37 * token % vocab).collect();
             let targets = device.indices(&targets)?;
             let mut losses = device.empty(Element::F32, tokens.into())?;
+            let scale = device.random(Element::F32, 1)?;
             let mut total = device.empty(Element::F32, 1)?;
             Ok(Box::new(move |kernels| {
                 let targets = targets.operand();
@@ -44,12 +44,8 @@ fn case(shape: [u32; 2], element: Element, is_forward: bool) -> Case {
                     let logits = logits.operand();
                     return cross_entropy_forward(kernels, vocab, logits, targets, losses, total);
                 }
-                let shape = LossShape {
-                    vocab,
-                    grad_scale: 1.0,
-                };
-                let logits = logits.operand_mut();
-                cross_entropy_backward(kernels, shape, logits, targets, losses, total)
+                let (logits, scale) = (logits.operand_mut(), scale.operand());
+                cross_entropy_backward(kernels, vocab, logits, targets, scale, losses, total)
             }))
         }),
     }

@@ -1,6 +1,5 @@
 use super::{Counting, Device, extents};
 use anyhow::Result;
-use fuselora_kernels::abi::LossShape;
 use fuselora_kernels::loss::{cross_entropy_backward, cross_entropy_forward};
 
 pub fn launch(device: &Device, kernel: &str, shape: Option<&[u64]>) -> Result<Option<Vec<u64>>> {
@@ -29,16 +28,14 @@ fn run<T: Counting>(
         device.operand_mut(&mut losses),
         device.operand_mut(&mut total),
     );
-    let shape = LossShape {
-        vocab: vocab.try_into()?,
-        grad_scale: 1.0,
-    };
+    let width = vocab.try_into()?;
     if forward {
         let logits = device.operand(&logits);
-        cross_entropy_forward(kernels, shape.vocab, logits, targets, losses, total)?;
+        cross_entropy_forward(kernels, width, logits, targets, losses, total)?;
     } else {
-        let logits = device.operand_mut(&mut logits);
-        cross_entropy_backward(kernels, shape, logits, targets, losses, total)?;
+        let (logits, scale) = (device.operand_mut(&mut logits), device.zeros::<f32>(1)?);
+        let scale = device.operand(&scale);
+        cross_entropy_backward(kernels, width, logits, targets, scale, losses, total)?;
     }
     Ok(Some(vec![n, vocab]))
 }

@@ -36,6 +36,7 @@ codes! {
     ERROR_INVALID_CONTEXT = 201, "invalid device context";
     ERROR_NO_BINARY_FOR_GPU = 209, "no kernel image is available for execution on the device";
     ERROR_INVALID_PTX = 218, "a PTX JIT compilation failed";
+    ERROR_UNSUPPORTED_PTX_VERSION = 222, "the provided PTX was compiled with an unsupported toolchain.";
     ERROR_FILE_NOT_FOUND = 301, "file not found";
     ERROR_INVALID_HANDLE = 400, "invalid resource handle";
     ERROR_ILLEGAL_STATE = 401, "the operation cannot be performed in the present state";

@@ -21,12 +21,17 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// How the simulator is to behave. Outside of the driver API.
 pub struct Settings {
     pub profile: Profile,
+    /// The CUDA version whose driver this one is, as `cuDriverGetVersion` writes it: 13000 is 13.0.
+    pub driver_version: i32,
     pub seed: u64,
     pub checks: Checks,
     pub counters: bool,
     /// Warp instructions after which a launch counts as endless.
     pub max_instructions: u64,
 }
+
+/// Of the compiler that the kernels are made with.
+const DRIVER_VERSION: i32 = 13000;
 
 /// Some hours of simulation.
 const MAX_INSTRUCTIONS: u64 = 1 << 38;
@@ -48,10 +53,14 @@ pub fn settings<T>(use_them: impl FnOnce(&mut Settings) -> T) -> T {
     let mut settings = lock(&SETTINGS);
     let settings = settings.get_or_insert_with(|| {
         let named = std::env::var("PTXSIM_PROFILE").ok();
+        let version = std::env::var("PTXSIM_DRIVER_VERSION").ok();
         Settings {
             profile: named
                 .and_then(|name| Profile::named(&name))
                 .unwrap_or_else(Profile::a100),
+            driver_version: version
+                .and_then(|version| version.parse().ok())
+                .unwrap_or(DRIVER_VERSION),
             seed: 0,
             checks: Checks::all(),
             counters: false,

@@ -162,3 +162,33 @@ fn what_a_capture_cannot_hold_ends_it() {
         CUresult::CUDA_ERROR_ILLEGAL_STATE
     );
 }
+
+#[test]
+fn flags_of_an_instantiation_are_known_ones() {
+    let _guard = exclusively();
+    let context = untracked();
+    let stream = context.new_stream().unwrap();
+    let mut buffer = stream.alloc_zeros::<u8>(8).unwrap();
+    let mut instantiated = |flags: Flags| {
+        stream
+            .begin_capture(Mode::CU_STREAM_CAPTURE_MODE_GLOBAL)
+            .unwrap();
+        stream.memset_zeros(&mut buffer).unwrap();
+        stream.end_capture(flags)
+    };
+    let free = Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let by_device = Flags::CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH;
+    let priorities = Flags::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
+    for flags in [Flags(0), free, priorities, free | priorities] {
+        instantiated(flags).unwrap().unwrap().launch().unwrap();
+    }
+    let upload = Flags::CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD;
+    for flags in [upload, free | by_device, Flags(16)] {
+        let refused = failed(instantiated(flags));
+        assert_eq!(refused, CUresult::CUDA_ERROR_INVALID_VALUE, "{flags:?}");
+    }
+    assert_eq!(
+        failed(instantiated(by_device)),
+        CUresult::CUDA_ERROR_NOT_SUPPORTED
+    );
+}

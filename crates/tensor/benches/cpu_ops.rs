@@ -295,8 +295,11 @@ fn others(criterion: &mut Criterion, device: &Device) {
     let mut logits = random(device, &[128, 49152]);
     let targets = Tensor::from_u32(device, [128], &[7; 128]).unwrap();
     let mut loss = Tensor::zeros(device, [1], DType::F32).unwrap();
+    let grad_scale = Tensor::full_f32(device, [1], 1.0).unwrap();
     criterion.bench_function("cross_entropy forward_backward [128, 49152]", |b| {
-        b.iter(|| cross_entropy::forward_backward(&mut logits, &targets, 1.0, &mut loss).unwrap());
+        b.iter(|| {
+            cross_entropy::forward_backward(&mut logits, &targets, &grad_scale, &mut loss).unwrap()
+        });
     });
 }
 

@@ -104,7 +104,14 @@ pub(crate) fn devices<const N: usize>(
 
 /// Checks that each element of a U32 tensor is below `limit`.
 pub(crate) fn indices(name: &str, tensor: &Tensor, limit: usize) -> Result<()> {
-    match tensor.largest_index(name)? {
+    #[cfg(feature = "cuda")]
+    tensor.note_index_check(name, limit);
+    largest(name, tensor.largest_index(name)?, limit)
+}
+
+/// Checks that the largest of a tensor's indices is below `limit`.
+pub(crate) fn largest(name: &str, largest: Option<Largest>, limit: usize) -> Result<()> {
+    match largest {
         Some(Largest { index, position }) if index as usize >= limit => Err(Error::Index {
             name: name.into(),
             position,

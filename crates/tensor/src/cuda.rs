@@ -1,15 +1,22 @@
 //! A CUDA device: its one stream, its memory, its kernels.
 
+pub(crate) mod graph;
+
 use crate::{
     DType, Error, MemoryUse, Result,
     pool::{self, LINE, Pool, Source},
+    tensor::Largest,
 };
 use cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result,
     sys::{self, cudaError_enum as Code},
 };
 use fuselora_kernels::{Element, Kernels, LaunchError, Operand, OperandMut, modules};
-use std::{fmt, sync::Arc};
+use graph::Capturing;
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 /// Memory on a CUDA device. All work is ordered by the device's one stream, so that a buffer may be dropped, and its
 /// memory handed out again, while work on it is still to be done.
@@ -19,6 +26,16 @@ pub(crate) struct Cuda {
     ordinal: usize,
     kernels: Kernels,
     pool: Arc<Pool<DeviceMemory>>,
+    work: Mutex<Work>,
+}
+
+/// What the device was given to do.
+#[derive(Default)]
+struct Work {
+    /// While it is captured instead of started.
+    capturing: Option<Capturing>,
+    /// The kernels of the graph that was launched last, where that was after the last kernel of its own.
+    graph: Option<Arc<[&'static str]>>,
 }
 
 /// The number of devices, 0 where there is no driver.
@@ -55,6 +72,7 @@ impl Cuda {
             ordinal,
             kernels,
             pool: Pool::new(DeviceMemory { stream, name }),
+            work: Mutex::default(),
         })
     }
 
@@ -67,14 +85,28 @@ impl Cuda {
         &self,
         launcher: impl FnOnce(&Kernels) -> std::result::Result<(), LaunchError>,
     ) -> Result<()> {
+        self.work().graph = None;
         launcher(&self.kernels).map_err(|error| match error {
             LaunchError::Driver(error) => self.fault(error),
             refused => Error::Cuda(refused.to_string()),
         })
     }
 
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses what only happens once, where it would be captured to happen again.
+    fn refuse_capture(&self, what: &str) -> Result<()> {
+        match self.work().capturing {
+            Some(_) => Err(Error::NotCaptured(what.into())),
+            None => Ok(()),
+        }
+    }
+
     /// Copies `bytes` to the start of `buffer`, which is at least as large.
     pub fn upload(&self, bytes: &[u8], buffer: &mut Buffer) -> Result<()> {
+        self.refuse_capture("values are copied from the host")?;
         match buffer.block_mut() {
             Some(block) if !bytes.is_empty() => {
                 let mut target = block.slice_mut(..bytes.len());
@@ -87,6 +119,7 @@ impl Cuda {
 
     /// Copies all of `buffer` to `bytes`, which is as large, when the work before is done.
     pub fn download(&self, buffer: &Buffer, bytes: &mut [u8]) -> Result<()> {
+        self.refuse_capture("the host reads values")?;
         match buffer.block() {
             Some(block) if !bytes.is_empty() => {
                 let copied = (self.stream()).memcpy_dtoh(&block.slice(..bytes.len()), bytes);
@@ -99,6 +132,8 @@ impl Cuda {
 
     /// Copies all of `source` into `target` from byte `offset` on, where it fits.
     pub fn copy(&self, source: &Buffer, target: &mut Buffer, offset: usize) -> Result<()> {
+        source.note_use();
+        target.note_use();
         let len = source.len();
         match (source.block(), target.block_mut()) {
             (Some(source), Some(target)) if len > 0 => {
@@ -111,6 +146,7 @@ impl Cuda {
     }
 
     pub fn fill_zero(&self, buffer: &mut Buffer) -> Result<()> {
+        buffer.note_use();
         let len = buffer.len();
         match buffer.block_mut() {
             Some(block) if len > 0 => {
@@ -122,6 +158,7 @@ impl Cuda {
     }
 
     pub fn synchronize(&self) -> Result<()> {
+        self.refuse_capture("the host waits for the device")?;
         let done = self.stream().synchronize();
         done.map_err(|error| self.fault(error))
     }
@@ -132,11 +169,16 @@ impl Cuda {
 
     /// An error that the driver reports now, but whose cause may be any kernel that was launched before.
     fn fault(&self, error: DriverError) -> Error {
-        let last = match self.kernels.last() {
-            Some(kernel) => format!(
+        let last = match (&self.work().graph, self.kernels.last()) {
+            (Some(kernels), _) => format!(
+                "; the work before was a captured graph of {} (with CUDA_LAUNCH_BLOCKING=1 nothing is captured, and the \
+                 one at fault is named)",
+                kernels.join(", ")
+            ),
+            (None, Some(kernel)) => format!(
                 "; the last kernel before was {kernel} (with CUDA_LAUNCH_BLOCKING=1 it is the one at fault)"
             ),
-            None => String::new(),
+            (None, None) => String::new(),
         };
         Error::Cuda(format!("{self}: {}{last}", describe(error)))
     }
@@ -211,6 +253,20 @@ impl Source for DeviceMemory {
     }
 }
 
+/// The largest of the indices that a tensor holds, known to the graphs that read it too.
+#[derive(Clone, Default)]
+pub(crate) struct LargestIndex(Arc<Mutex<Option<Largest>>>);
+
+impl LargestIndex {
+    pub fn get(&self) -> Option<Largest> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set(&self, largest: Option<Largest>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = largest;
+    }
+}
+
 /// Extents as kernels take them.
 pub(crate) fn extents<const N: usize>(extents: [usize; N]) -> Result<[u32; N]> {
     let mut narrow = [0; N];
@@ -240,6 +296,7 @@ fn address(block: Option<&CudaSlice<u8>>) -> u64 {
 
 /// The elements of a buffer, for a kernel that reads them.
 pub(crate) fn operand(buffer: &Buffer, dtype: DType) -> Operand<'_> {
+    buffer.note_use();
     let len = buffer.len() / dtype.size_in_bytes();
     // SAFETY: the block is one allocation; it is borrowed for the operand's life, and is freed or handed out again in
     // the order of the stream.
@@ -248,6 +305,7 @@ pub(crate) fn operand(buffer: &Buffer, dtype: DType) -> Operand<'_> {
 
 /// The elements of a buffer, for a kernel that writes them.
 pub(crate) fn operand_mut(buffer: &mut Buffer, dtype: DType) -> OperandMut<'_> {
+    buffer.note_use();
     let len = buffer.len() / dtype.size_in_bytes();
     // SAFETY: as above, and the buffer is borrowed mutably.
     unsafe { OperandMut::from_raw(address(buffer.block()), len, element(dtype)) }

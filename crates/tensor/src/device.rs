@@ -1,7 +1,7 @@
 #[cfg(feature = "cuda")]
 use crate::cuda::Cuda;
 use crate::{
-    MemoryUse, Purpose, Result,
+    Error, Graph, MemoryUse, Purpose, Result,
     pool::{Buffer, Heap, Pool},
 };
 #[cfg(feature = "cuda")]
@@ -65,6 +65,32 @@ impl Device {
             Backend::Cpu(_) => Ok(()),
             #[cfg(feature = "cuda")]
             Backend::Cuda(cuda) => cuda.synchronize(),
+        }
+    }
+
+    /// Whether it can [`capture`](Device::capture): a CUDA device, unless `CUDA_LAUNCH_BLOCKING=1` asks for every kernel
+    /// to be launched by itself.
+    pub fn captures(&self) -> bool {
+        let blocking = std::env::var_os("CUDA_LAUNCH_BLOCKING");
+        !self.is_cpu() && blocking.is_none_or(|value| value != "1")
+    }
+
+    /// What `work` would do on this device, captured instead of done: kernels with their arguments, copies within the
+    /// device, the memory that they use. Memory comes from what earlier work has given back, so `work` should have been
+    /// done once before. It may start nothing on other devices, and no other thread may use this one meanwhile.
+    ///
+    /// # Errors
+    /// What `work` returns; [`Error::OutOfMemory`] where it needs more memory than was given back;
+    /// [`Error::NotCaptured`] where it copies from or to the host or waits for the device, where a tensor that it made
+    /// outlives it, or where the device captures nothing. Nothing was done then either.
+    pub fn capture<E: From<Error>>(
+        &self,
+        work: impl FnOnce() -> std::result::Result<(), E>,
+    ) -> std::result::Result<Graph, E> {
+        match &self.0 {
+            Backend::Cpu(_) => Err(Error::NotCaptured(format!("{self} has no graphs")).into()),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(cuda) => Ok(Graph::of_cuda(cuda.capture(work)?)),
         }
     }
 

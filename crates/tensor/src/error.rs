@@ -95,6 +95,9 @@ pub enum Error {
         /// The version of the kernels' PTX.
         ptx: String,
     },
+    /// Work that was to be captured as a [`Graph`](crate::Graph) cannot be.
+    #[error("the work cannot be captured as a CUDA graph: {0}")]
+    NotCaptured(String),
     /// A kernel could not be launched, or the device failed; the message names the kernel.
     #[error("{0}")]
     Cuda(String),

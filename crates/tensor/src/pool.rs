@@ -3,8 +3,16 @@ use bytemuck::{Pod, Zeroable};
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
+
+mod recording;
+
+pub(crate) use recording::Recorded;
+use recording::Recording;
 
 /// What memory is held for. A device hands memory out for one purpose at a time, see [`crate::Device::hold`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +23,8 @@ pub enum Purpose {
     Adapter,
     /// The optimizer's state.
     Optimizer,
+    /// What captured [`Graph`](crate::Graph)s read anew each time.
+    Graphs,
     /// Everything that a pass makes, unless something else is said.
     Activations,
     /// What an operation needs only while it runs.
@@ -23,13 +33,19 @@ pub enum Purpose {
 
 impl Purpose {
     /// Every purpose, in the order of [`Held`].
-    pub const ALL: [Purpose; 5] = [
+    pub const ALL: [Purpose; 6] = [
         Purpose::Weights,
         Purpose::Adapter,
         Purpose::Optimizer,
+        Purpose::Graphs,
         Purpose::Activations,
         Purpose::Workspace,
     ];
+
+    /// Whether what is held for it is given back before the pass that made it ends.
+    fn is_passing(self) -> bool {
+        matches!(self, Purpose::Activations | Purpose::Workspace)
+    }
 }
 
 impl fmt::Display for Purpose {
@@ -38,6 +54,7 @@ impl fmt::Display for Purpose {
             Purpose::Weights => "weights",
             Purpose::Adapter => "adapter",
             Purpose::Optimizer => "optimizer",
+            Purpose::Graphs => "graphs",
             Purpose::Activations => "activations",
             Purpose::Workspace => "workspace",
         })
@@ -52,6 +69,18 @@ impl Held {
     /// Bytes held for one purpose.
     pub fn of(&self, purpose: Purpose) -> u64 {
         self.0[purpose as usize]
+    }
+
+    fn add(&mut self, purpose: Purpose, bytes: usize) {
+        self.0[purpose as usize] += bytes as u64;
+    }
+
+    fn subtract(&mut self, purpose: Purpose, bytes: usize) {
+        self.0[purpose as usize] -= bytes as u64;
+    }
+
+    fn total(&self) -> u64 {
+        self.0.iter().sum()
     }
 }
 
@@ -134,16 +163,34 @@ impl Source for Heap {
 
 /// Keeps the memory of dropped buffers. On the CPU fresh pages cost more than the arithmetic done on them, because
 /// the system zeroes each one and faults it in; on a GPU an allocation waits for all work before it.
+///
+/// What a pass gives back is lent to passes only, never for a lasting purpose. So the memory that a captured pass used
+/// may be lent in the meantime, and is all here when the pass is repeated: a graph holds no memory of its own.
 pub(crate) struct Pool<S: Source> {
     source: S,
     state: Mutex<State<S::Block>>,
+    /// Whether `state.recording` is there: read for every operand of every kernel.
+    is_recording: AtomicBool,
 }
 
 struct State<Block> {
     memory: MemoryUse,
     purpose: Purpose,
-    /// Free blocks by their number of lines.
-    free: BTreeMap<usize, Vec<Block>>,
+    /// What was given back by lasting purposes, and by passes.
+    free: [Free<Block>; 2],
+    recording: Option<Recording>,
+    /// Recordings so far.
+    recordings: u64,
+}
+
+/// Free blocks by their number of lines.
+type Free<Block> = BTreeMap<usize, Vec<Piece<Block>>>;
+
+/// A block, and what tells others of it.
+struct Piece<Block> {
+    block: Block,
+    /// Goes with the block; true while it is lent.
+    lent: Arc<AtomicBool>,
 }
 
 impl<S: Source> Pool<S> {
@@ -151,39 +198,50 @@ impl<S: Source> Pool<S> {
         let state = Mutex::new(State {
             memory: MemoryUse::default(),
             purpose: Purpose::Activations,
-            free: BTreeMap::new(),
+            free: [Free::new(), Free::new()],
+            recording: None,
+            recordings: 0,
         });
-        Arc::new(Pool { source, state })
+        Arc::new(Pool {
+            source,
+            state,
+            is_recording: AtomicBool::new(false),
+        })
     }
 
     /// A buffer of `bytes` bytes, their values unspecified, for `purpose` or what memory is now handed out for.
     pub fn take(self: &Arc<Pool<S>>, bytes: usize, purpose: Option<Purpose>) -> Result<Buffer<S>> {
         let wanted = size_class(bytes);
         let mut state = self.lock();
-        let reused = state
-            .free
+        let purpose = purpose.unwrap_or(state.purpose);
+        let reused = state.free[usize::from(purpose.is_passing())]
             .range_mut(wanted..=wanted.saturating_mul(2))
-            .find_map(|(&lines, blocks)| Some((lines, blocks.pop()?)));
-        let (lines, block) = match reused {
-            Some((lines, block)) => {
+            .find_map(|(&lines, pieces)| Some((lines, pieces.pop()?)));
+        let (lines, piece) = match reused {
+            Some((lines, piece)) => {
                 state.memory.cached -= (lines * LINE) as u64;
-                (lines, Some(block))
+                (lines, Some(piece))
             }
             None if wanted == 0 => (0, None),
             None => (wanted, Some(self.allocate(&mut state, wanted, bytes)?)),
         };
-        let purpose = purpose.unwrap_or(state.purpose);
+        if let Some(piece) = &piece {
+            piece.lent.store(true, Relaxed);
+        }
         let memory = &mut state.memory;
         memory.current += bytes as u64;
-        memory.held.0[purpose as usize] += bytes as u64;
-        if memory.current > memory.peak {
-            (memory.peak, memory.held_at_peak) = (memory.current, memory.held);
-        }
+        memory.held.add(purpose, bytes);
+        memory.note_peak(memory.held);
+        let recording = state.recording.as_mut();
+        let recorded_in = recording.map(|recording| {
+            recording.lend(piece.as_ref().map(|piece| &piece.lent), purpose, bytes)
+        });
         Ok(Buffer {
-            block,
+            piece,
             lines,
             bytes,
             purpose,
+            loan: Arc::new(Loan { recorded_in }),
             pool: self.clone(),
         })
     }
@@ -194,15 +252,24 @@ impl<S: Source> Pool<S> {
         state: &mut State<S::Block>,
         lines: usize,
         bytes: usize,
-    ) -> Result<S::Block> {
-        if let Some(block) = self.source.allocate(lines)? {
-            return Ok(block);
+    ) -> Result<Piece<S::Block>> {
+        // While work is captured, the driver would make an allocation a part of it.
+        if state.recording.is_some() {
+            return Err(self.source.exhausted(bytes, &state.memory));
         }
-        state.free.clear();
-        state.memory.cached = 0;
-        self.source
-            .allocate(lines)?
-            .ok_or_else(|| self.source.exhausted(bytes, &state.memory))
+        let block = match self.source.allocate(lines)? {
+            Some(block) => block,
+            None => {
+                state.trim();
+                self.source
+                    .allocate(lines)?
+                    .ok_or_else(|| self.source.exhausted(bytes, &state.memory))?
+            }
+        };
+        Ok(Piece {
+            block,
+            lent: Arc::default(),
+        })
     }
 
     pub fn memory(&self) -> MemoryUse {
@@ -215,9 +282,7 @@ impl<S: Source> Pool<S> {
     }
 
     pub fn trim(&self) {
-        let mut state = self.lock();
-        state.free.clear();
-        state.memory.cached = 0;
+        self.lock().trim();
     }
 
     /// What memory is handed out for from now on; returns what it was until now.
@@ -228,18 +293,48 @@ impl<S: Source> Pool<S> {
     fn give_back(&self, buffer: &mut Buffer<S>) {
         let mut state = self.lock();
         state.memory.current -= buffer.bytes as u64;
-        state.memory.held.0[buffer.purpose as usize] -= buffer.bytes as u64;
+        state.memory.held.subtract(buffer.purpose, buffer.bytes);
+        let recorded = match (&mut state.recording, buffer.loan.recorded_in) {
+            (Some(recording), Some(number)) => {
+                recording.give_back(number, buffer.purpose, buffer.bytes);
+                true
+            }
+            (recording, _) => recording.is_some(),
+        };
+        let Some(piece) = buffer.piece.take() else {
+            return;
+        };
+        piece.lent.store(false, Relaxed);
         let size = (buffer.lines * LINE) as u64;
-        // Batches of ever new sizes must not pile up blocks that nobody asks for again.
-        if state.memory.cached + size <= state.memory.peak.max(SMALL_CACHE) {
-            let kept = buffer.block.take();
+        // Batches of ever new sizes must not pile up blocks that nobody asks for again. But while work is captured,
+        // the driver would make freeing a part of it.
+        if recorded || state.memory.cached + size <= state.memory.peak.max(SMALL_CACHE) {
             state.memory.cached += size;
-            state.free.entry(buffer.lines).or_default().extend(kept);
+            let free = &mut state.free[usize::from(buffer.purpose.is_passing())];
+            free.entry(buffer.lines).or_default().push(piece);
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<S::Block>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<Block> State<Block> {
+    fn trim(&mut self) {
+        if self.recording.is_none() {
+            self.free = [Free::new(), Free::new()];
+            self.memory.cached = 0;
+        }
+    }
+}
+
+impl MemoryUse {
+    /// Lets the peak be at least what `held` sums to.
+    fn note_peak(&mut self, held: Held) {
+        if held.total() > self.peak {
+            (self.peak, self.held_at_peak) = (held.total(), held);
+        }
     }
 }
 
@@ -253,13 +348,20 @@ fn size_class(bytes: usize) -> usize {
     lines.next_multiple_of(step)
 }
 
+/// Goes with a buffer.
+struct Loan {
+    /// The recording in which it was taken.
+    recorded_in: Option<u64>,
+}
+
 /// Memory on loan from a [`Pool`], aligned to a cache line at least.
 pub(crate) struct Buffer<S: Source> {
     /// Nothing where there are no bytes.
-    block: Option<S::Block>,
+    piece: Option<Piece<S::Block>>,
     lines: usize,
     bytes: usize,
     purpose: Purpose,
+    loan: Arc<Loan>,
     pool: Arc<Pool<S>>,
 }
 
@@ -269,23 +371,24 @@ impl<S: Source> Buffer<S> {
     }
 
     pub fn block(&self) -> Option<&S::Block> {
-        self.block.as_ref()
+        self.piece.as_ref().map(|piece| &piece.block)
     }
 
     pub fn block_mut(&mut self) -> Option<&mut S::Block> {
-        self.block.as_mut()
+        self.piece.as_mut().map(|piece| &mut piece.block)
     }
 }
 
 impl Buffer<Heap> {
     pub fn bytes(&self) -> &[u8] {
-        let lines = self.block.as_deref().unwrap_or_default();
+        let lines = self.block().map(Vec::as_slice).unwrap_or_default();
         &bytemuck::cast_slice(lines)[..self.bytes]
     }
 
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        let lines = self.block.as_deref_mut().unwrap_or_default();
-        &mut bytemuck::cast_slice_mut(lines)[..self.bytes]
+        let bytes = self.bytes;
+        let lines = self.block_mut().map(Vec::as_mut_slice).unwrap_or_default();
+        &mut bytemuck::cast_slice_mut(lines)[..bytes]
     }
 
     pub fn f32_mut(&mut self) -> &mut [f32] {
@@ -340,6 +443,19 @@ mod tests {
         );
         drop(weights);
         assert_eq!(pool.memory().held, Held::default());
+    }
+
+    #[test]
+    fn what_passes_give_back_is_lent_to_passes_alone() {
+        let pool = pool();
+        drop(pool.take(1000, Some(Purpose::Workspace)).unwrap());
+        let weights = pool.take(1000, Some(Purpose::Weights)).unwrap();
+        assert_eq!(pool.memory().cached, 1024);
+        let activations = pool.take(1000, None).unwrap();
+        assert_eq!(pool.memory().cached, 0);
+        drop((weights, activations));
+        let _optimizer = pool.take(1000, Some(Purpose::Optimizer)).unwrap();
+        assert_eq!(pool.memory().cached, 1024);
     }
 
     #[test]

@@ -25,9 +25,9 @@ enum Storage {
     #[cfg(feature = "cuda")]
     Cuda {
         buffer: cuda::Buffer,
-        /// The largest of the indices that were copied from the host: so they are checked before a kernel reads
-        /// them, and without asking the device.
-        largest: Option<Largest>,
+        /// Of indices that were copied from the host: so they are checked before a kernel reads them, and without
+        /// asking the device.
+        largest: cuda::LargestIndex,
     },
 }
 
@@ -85,7 +85,7 @@ impl Tensor {
             #[cfg(feature = "cuda")]
             Backend::Cuda(cuda) => Storage::Cuda {
                 buffer: cuda.pool().take(bytes, purpose)?,
-                largest: None,
+                largest: cuda::LargestIndex::default(),
             },
         };
         Ok(Tensor {
@@ -364,7 +364,7 @@ impl Tensor {
                 largest: of_source,
             } = &source.storage
         {
-            *largest = *of_source;
+            largest.set(of_source.get());
             return cuda.copy(source, buffer, offset);
         }
         let source = source.bytes("source")?;
@@ -391,7 +391,7 @@ impl Tensor {
             (&mut self.storage, self.device.backend())
         {
             if self.dtype == DType::U32 {
-                *largest = Largest::of(&bytemuck::pod_collect_to_vec::<u8, u32>(bytes));
+                largest.set(Largest::of(&bytemuck::pod_collect_to_vec::<u8, u32>(bytes)));
             }
             return cuda.upload(bytes, buffer);
         }
@@ -449,9 +449,19 @@ impl Tensor {
         self.check_dtype(name, DType::U32)?;
         #[cfg(feature = "cuda")]
         if let Storage::Cuda { largest, .. } = &self.storage {
-            return Ok(*largest);
+            return Ok(largest.get());
         }
         Ok(Largest::of(self.u32(name)?))
+    }
+
+    /// Lets a graph that is being captured repeat the check that these indices are below `limit`.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn note_index_check(&self, name: &str, limit: usize) {
+        if let (Storage::Cuda { largest, .. }, Backend::Cuda(cuda)) =
+            (&self.storage, self.device.backend())
+        {
+            cuda.note_index_check(name, largest, limit);
+        }
     }
 
     #[cfg(feature = "cuda")]

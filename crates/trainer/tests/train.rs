@@ -560,6 +560,67 @@ fn kernels_train_as_the_cpu_does() {
     );
 }
 
+/// Rows of two lengths make batches of three shapes, which come again and again with other content: captured as CUDA
+/// graphs they give the numbers of a run that captures nothing, to the bit.
+#[cfg(feature = "cuda")]
+#[test]
+fn captured_passes_change_no_bit() {
+    let Some(case) = case("llama-lora") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("rows.jsonl");
+    let rows: String = (0..24)
+        .map(|row| {
+            let tokens = if row % 3 == 0 { 14 } else { 9 };
+            let ids: Vec<usize> = (0..tokens).map(|i| (37 * row + i * i) % 300).collect();
+            format!("{{\"input_ids\": {ids:?}}}\n")
+        })
+        .collect();
+    fs::write(&data, rows).unwrap();
+    let run = |name: &str, blocking: &str| {
+        let output = folder.path().join(name);
+        let mut command = train(&case.join("base"), &data, &output);
+        command.env("CUDA_LAUNCH_BLOCKING", blocking);
+        command.args(["--device", "sim", "--dtype", "f32", "--steps", "10"]);
+        command.args(["--batch-size", "2", "--gradient-accumulation-steps", "2"]);
+        command.args([
+            "--lora-dropout",
+            "0.1",
+            "--lr-scheduler",
+            "cosine",
+            "--warmup-steps",
+            "3",
+        ]);
+        command.args(["--max-grad-norm", "0.5", "--learning-rate", "1e-2"]);
+        command.assert().success();
+        output
+    };
+    let (usual, captured) = (run("usual", "1"), run("captured", "0"));
+    assert_eq!(losses(&captured), losses(&usual));
+    assert!(
+        losses(&captured).iter().any(|&(_, _, norm)| norm > 0.5),
+        "nothing is clipped"
+    );
+    for file in [
+        "adapter_model.safetensors",
+        "checkpoint/optimizer.safetensors",
+    ] {
+        let read = |folder: &Path| fs::read(folder.join(file)).unwrap();
+        assert!(read(&captured) == read(&usual), "{file} differs");
+    }
+    // Of 20 passes, three shapes come for the first time.
+    let report = |folder: &Path| fs::read_to_string(folder.join("report.html")).unwrap();
+    assert!(!report(&usual).contains("CUDA graphs"));
+    let report = report(&captured);
+    let figure = report
+        .split_once(" of 20</")
+        .expect("the report counts graphs")
+        .0;
+    let graphs = figure.rsplit('>').next().unwrap().trim();
+    assert!(graphs.parse::<u32>().unwrap() >= 12, "{graphs} of 20");
+}
+
 #[cfg(feature = "cuda")]
 #[test]
 fn a_device_that_is_not_there_is_one_sentence() {
@@ -583,4 +644,23 @@ fn a_device_that_is_not_there_is_one_sentence() {
     assert!(!output.exists());
     let message = complaint(&mut run("gpu"));
     assert!(message.contains("cuda:N, sim and auto"), "{message}");
+}
+
+/// A driver that is older than the kernels' PTX is named with what to do, before anything is computed.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_driver_that_is_too_old_is_one_sentence() {
+    let Some(case) = case("llama-lora") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = train(
+        &case.join("base"),
+        &case.join("train.jsonl"),
+        &folder.path().join("out"),
+    );
+    command.env("PTXSIM_DRIVER_VERSION", "12080");
+    let message = complaint(command.args(["--device", "sim"]));
+    let expected = "the NVIDIA driver supports CUDA 12.8, which is older than the kernels' PTX 9.0: update the driver";
+    assert!(message.contains(expected), "{message}");
 }

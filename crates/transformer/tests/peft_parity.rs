@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use fuselora_tensor::{DType, Device};
+use fuselora_tensor::{DType, Device, Tensor};
 use fuselora_transformer::adapter::Adapter;
 use fuselora_transformer::batch::Batch;
 use fuselora_transformer::checkpoint::Checkpoint;
@@ -233,9 +233,15 @@ impl Case {
             .collect();
         let targets: usize = batches.iter().map(Batch::target_count).sum();
         let mut gradients = LoraGradients::zeros(&self.lora).unwrap();
+        let device = self.model.device();
+        let step = Tensor::from_u32(device, [1], &[0]).unwrap();
+        let scale = Tensor::full_f32(device, [1], 1.0 / targets as f32).unwrap();
         let pass = Pass {
             lora: Some(&self.lora),
-            dropout: Some(DropoutSeed { seed: 42, step: 0 }),
+            dropout: Some(DropoutSeed {
+                seed: 42,
+                step: &step,
+            }),
             ..Pass::default()
         };
         let options = TrainingOptions {
@@ -243,9 +249,8 @@ impl Case {
         };
         let mut loss = self.model.zero_loss().unwrap();
         for batch in &batches {
-            let scale = 1.0 / targets as f32;
             self.model
-                .forward_backward(batch, &pass, &mut gradients, scale, options, &mut loss)
+                .forward_backward(batch, &pass, &mut gradients, &scale, options, &mut loss)
                 .unwrap();
         }
         let loss = f64::from(loss.to_f32_vec().unwrap()[0]) / targets as f64;
@@ -432,8 +437,9 @@ fn training_takes_the_memory_that_was_estimated() {
                 gradient_checkpointing,
             };
             let mut loss = case.model.zero_loss().unwrap();
+            let scale = Tensor::full_f32(device, [1], 1.0).unwrap();
             case.model
-                .forward_backward(&batch, &pass, &mut gradients, 1.0, options, &mut loss)
+                .forward_backward(&batch, &pass, &mut gradients, &scale, options, &mut loss)
                 .unwrap();
             let taken = device.memory().peak - before;
             let targets = case.lora.config().resolve(case.model.modules()).unwrap();

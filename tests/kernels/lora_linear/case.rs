@@ -6,7 +6,7 @@ use crate::storage::Storage;
 use cudarc::driver::CudaSlice;
 use fuselora_kernels::LaunchError;
 use fuselora_kernels::lora_linear::{
-    Backward, Dropout, Gradients, Lora, Output, Projection, Weight, backward, backward_workspace,
+    self, Backward, Gradients, Lora, Output, Projection, Weight, backward, backward_workspace,
     forward, forward_workspace,
 };
 use proptest::prelude::*;
@@ -92,6 +92,16 @@ pub struct Data {
     pub dropout: Option<Dropout>,
 }
 
+/// A dropout in step [`STEP`].
+#[derive(Debug, Clone, Copy)]
+pub struct Dropout {
+    pub probability: f32,
+    pub seed: u64,
+    pub stream: u32,
+}
+
+pub const STEP: u32 = 7;
+
 impl Case {
     pub fn stored<T: Storage>(&self, salt: u64, count: usize) -> Vec<f32> {
         let values = numbers(self.seed.wrapping_mul(31).wrapping_add(salt), count);
@@ -125,7 +135,6 @@ impl Case {
                     probability: layer.dropout,
                     seed: self.seed,
                     stream: index as u32,
-                    step: 7,
                 }),
             }
         };
@@ -173,6 +182,7 @@ pub fn on_device<T: Storage>(
     device.shuffle(order);
     let (tokens, in_features) = (case.tokens as u32, case.in_features as u32);
     let x = store(x);
+    let step = device.upload(&[STEP]);
     let inputs: Vec<_> = data
         .iter()
         .map(|data| {
@@ -201,7 +211,12 @@ pub fn on_device<T: Storage>(
                 b: device.operand(b),
                 rank: layer.rank as u32,
                 scaling: SCALING,
-                dropout: data.dropout,
+                dropout: data.dropout.map(|dropout| lora_linear::Dropout {
+                    probability: dropout.probability,
+                    seed: dropout.seed,
+                    stream: dropout.stream,
+                    step: device.operand(&step),
+                }),
             }),
         })
         .collect();

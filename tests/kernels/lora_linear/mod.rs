@@ -254,6 +254,7 @@ fn names_what_does_not_fit() {
         // SAFETY: within the buffer, which outlives the calls.
         unsafe { Operand::from_raw(device.operand(&buffer).address(), len, Element::F32) }
     };
+    let step = device.upload(&[0u32]);
     let run = |x: usize, rank: u32, b: usize, h: Option<usize>, probability: f32| {
         let mut others: Vec<_> = (0..3).map(|_| device.output::<f32>(4096)).collect();
         let [y, h_buffer, workspace] = others.as_mut_slice() else {
@@ -263,7 +264,7 @@ fn names_what_does_not_fit() {
             probability,
             seed: 0,
             stream: 0,
-            step: 0,
+            step: device.operand(&step),
         };
         let projection = Projection {
             weight: Weight::Dense(of(6)),

@@ -1,7 +1,6 @@
 //! The layer in f64, forward and backward.
 
-use super::case::{Case, Data, Layer, SCALING};
-use fuselora_kernels::lora_linear::Dropout;
+use super::case::{Case, Data, Dropout, Layer, SCALING, STEP};
 
 /// `c[i][j] = Σ a[i][d]·b[d][j]`, with the strides of each factor along (i or j) and d.
 fn product(
@@ -112,7 +111,7 @@ fn kept(dropout: Option<Dropout>, count: usize) -> Vec<f64> {
     let group = |group: usize| {
         let words = philox(
             [dropout.seed as u32, (dropout.seed >> 32) as u32],
-            [group as u32, 0, dropout.stream, dropout.step],
+            [group as u32, 0, dropout.stream, STEP],
         );
         words.map(|word| {
             let uniform = (word >> 8) as f32 / 16_777_216.0;

@@ -2,7 +2,7 @@
 
 use crate::error::CuResult;
 use crate::pointer::{In, Out};
-use crate::state::{call, initialize, with_driver};
+use crate::state::{call, initialize, settings, with_driver};
 use ptxsim::Profile;
 use std::ffi::c_char;
 
@@ -19,7 +19,7 @@ pub extern "C" fn cuInit(flags: u32) -> CuResult {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuDriverGetVersion(version: Out<i32>) -> CuResult {
-    call(|| version.set(13000))
+    call(|| version.set(settings(|settings| settings.driver_version)))
 }
 
 #[unsafe(no_mangle)]

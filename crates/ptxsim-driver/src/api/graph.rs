@@ -57,13 +57,27 @@ pub extern "C" fn cuThreadExchangeStreamCaptureMode(mode: crate::pointer::InOut<
     })
 }
 
+/// Work runs in its order and a graph allocates nothing, so that freeing on launch and priorities change nothing.
+/// Graphs that kernels launch are not simulated.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuGraphInstantiateWithFlags(
     executable: Out<Handle>,
     graph: Handle,
-    _flags: u64,
+    flags: u64,
 ) -> CuResult {
+    const AUTO_FREE_ON_LAUNCH: u64 = 1;
+    const DEVICE_LAUNCH: u64 = 4;
+    const USE_NODE_PRIORITY: u64 = 8;
     in_context(|driver, _, _| {
+        let both = AUTO_FREE_ON_LAUNCH | DEVICE_LAUNCH;
+        let known = both | USE_NODE_PRIORITY;
+        // Uploading (2) needs a stream, which this call has not.
+        if flags & !known != 0 || flags & both == both {
+            return Err(CuResult::ERROR_INVALID_VALUE);
+        }
+        if flags & DEVICE_LAUNCH != 0 {
+            return Err(CuResult::ERROR_NOT_SUPPORTED);
+        }
         let graph = driver.captures.graphs.get(graph)?;
         let (context, work) = (graph.context, graph.work.clone());
         executable.set(driver.captures.executables.insert(Graph { context, work }))

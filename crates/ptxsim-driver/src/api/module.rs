@@ -2,12 +2,37 @@
 
 use crate::error::CuResult;
 use crate::pointer::{In, Out};
-use crate::state::{Driver, Function, Handle, LoadedModule, in_context, lock, report};
+use crate::state::{Driver, Function, Handle, LoadedModule, in_context, lock, report, settings};
 use std::ffi::{CString, c_char};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
+/// The newest PTX that the driver of a CUDA version reads.
+fn newest_ptx(driver_version: i32) -> (i32, i32) {
+    let (major, minor) = (driver_version / 1000, driver_version % 1000 / 10);
+    match (major, minor) {
+        // CUDA 12.6 brought no new PTX.
+        (12, 6..) => (8, minor - 1),
+        _ => (major - 4, minor),
+    }
+}
+
+/// The version that a PTX text says it has.
+fn version(ptx: &str) -> Option<(i32, i32)> {
+    let line = ptx
+        .lines()
+        .find_map(|line| line.strip_prefix(".version "))?;
+    let (major, minor) = line.trim().split_once('.')?;
+    major.parse().ok().zip(minor.parse().ok())
+}
+
 fn load(driver: &Driver, context: Handle, ptx: &str) -> Result<Handle, (CuResult, String)> {
+    let newest = newest_ptx(settings(|settings| settings.driver_version));
+    if let Some(version) = version(ptx).filter(|&version| version > newest) {
+        let text = format!("PTX {}.{} is newer than this driver", version.0, version.1);
+        report(text.clone());
+        return Err((CuResult::ERROR_UNSUPPORTED_PTX_VERSION, text));
+    }
     let module = driver.gpu.load(ptx).map_err(|error| {
         let text = error.to_string();
         report(text.clone());

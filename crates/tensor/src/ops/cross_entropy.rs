@@ -51,33 +51,37 @@ pub fn forward(logits: &Tensor, targets: &Tensor, loss: &mut Tensor) -> Result<(
 }
 
 /// [`forward`], while `logits [n, vocab]` is overwritten by its gradient
-/// `(softmax(logits) - onehot(target)) · grad_scale`.
+/// `(softmax(logits) - onehot(target)) · grad_scale`, with `grad_scale [1]` F32.
 ///
 /// # Errors
 /// As [`forward`].
 pub fn forward_backward(
     logits: &mut Tensor,
     targets: &Tensor,
-    grad_scale: f32,
+    grad_scale: &Tensor,
     loss: &mut Tensor,
 ) -> Result<()> {
     let vocab = checked(logits, targets, loss)?;
+    grad_scale.check_shape("grad_scale", &[1])?;
+    grad_scale.check_dtype("grad_scale", DType::F32)?;
+    grad_scale.check_device("grad_scale", targets.device())?;
     #[cfg(feature = "cuda")]
     if !targets.device().is_cpu() {
         let [vocab] = crate::cuda::extents([vocab])?;
-        let shape = fuselora_kernels::abi::LossShape { vocab, grad_scale };
         let mut losses = Tensor::workspace(targets.device(), targets.shape(), DType::F32)?;
         return targets.device().launch(|kernels| {
             fuselora_kernels::loss::cross_entropy_backward(
                 kernels,
-                shape,
+                vocab,
                 logits.operand_mut(),
                 targets.operand(),
+                grad_scale.operand(),
                 losses.operand_mut(),
                 loss.operand_mut(),
             )
         });
     }
+    let grad_scale = grad_scale.f32("grad_scale")?[0];
     let losses: Vec<f64> = logits
         .f32_mut("logits")?
         .par_chunks_mut(vocab.max(1))

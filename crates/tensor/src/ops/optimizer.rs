@@ -223,15 +223,16 @@ fn clip(norm: &Tensor, max_grad_norm: f32) -> Result<Option<f32>> {
     }))
 }
 
-/// The Euclidean norm of all gradients together, `[1]` F32, summed in f64.
+/// The Euclidean norm of all gradients together, summed in f64, to `norm [1]` F32.
 ///
 /// # Errors
 /// When there is no gradient, a tensor is not F32, or devices differ.
-pub fn global_norm(grads: &[&Tensor]) -> Result<Tensor> {
-    let Some(first) = grads.first() else {
+pub fn global_norm(grads: &[&Tensor], norm: &mut Tensor) -> Result<()> {
+    if grads.is_empty() {
         return Err(Error::Argument("global_norm: there is no gradient".into()));
-    };
-    let device = first.device();
+    }
+    norm.check_shape("norm", &[1])?;
+    let device = &norm.device().clone();
     for grad in grads {
         grad.check_device("grad", device)?;
     }
@@ -240,17 +241,15 @@ pub fn global_norm(grads: &[&Tensor]) -> Result<Tensor> {
         let lengths = grads.iter().map(|grad| grad.element_count() as u64);
         let len = fuselora_kernels::optimizer::gradient_norm_workspace(lengths) as usize;
         let mut workspace = Tensor::workspace(device, [len], DType::F32)?;
-        let mut norm = Tensor::empty(device, [1], DType::F32)?;
         let grads: Vec<_> = grads.iter().map(|grad| grad.operand()).collect();
-        device.launch(|kernels| {
+        return device.launch(|kernels| {
             fuselora_kernels::optimizer::gradient_norm(
                 kernels,
                 &grads,
                 workspace.operand_mut(),
                 norm.operand_mut(),
             )
-        })?;
-        return Ok(norm);
+        });
     }
     let mut sum = 0.0;
     for grad in grads {
@@ -260,5 +259,6 @@ pub fn global_norm(grads: &[&Tensor]) -> Result<Tensor> {
             .collect();
         sum += partial.iter().sum::<f64>();
     }
-    Tensor::from_f32(device, [1], &[sum.sqrt() as f32])
+    norm.f32_mut("norm")?[0] = sum.sqrt() as f32;
+    Ok(())
 }

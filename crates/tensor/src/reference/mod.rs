@@ -70,6 +70,7 @@ pub fn dropout_keep(dropout: Option<Dropout>, count: usize) -> Vec<f64> {
     else {
         return vec![1.0; count];
     };
+    let step = step.to_u32_vec().expect("a step is U32 and can be read")[0];
     let keep = |index: u64| {
         let counter = [(index / 4) as u32, (index >> 34) as u32, stream, step];
         let word = philox4x32_10([seed as u32, (seed >> 32) as u32], counter)[(index % 4) as usize];

@@ -4,6 +4,7 @@
 
 mod adamw_8bit;
 mod dequantized;
+mod graphs;
 mod operations;
 mod sample;
 mod storage;

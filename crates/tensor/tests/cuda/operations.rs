@@ -161,10 +161,12 @@ proptest! {
         let mut loss = Tensor::zeros(&device(), [1], DType::F32).unwrap();
         cross_entropy::forward(&logits.cuda, &targets.cuda, &mut loss).unwrap();
         assert_close("loss", &loss, &[expected], DType::F32);
-        cross_entropy::forward_backward(&mut logits.cuda, &targets.cuda, 0.5, &mut loss).unwrap();
+        let grad_scale = Tensor::full_f32(&device(), [1], 0.5).unwrap();
+        cross_entropy::forward_backward(&mut logits.cuda, &targets.cuda, &grad_scale, &mut loss).unwrap();
         assert_close("the sum of two", &loss, &[2.0 * expected], DType::F32);
         let mut loss = Tensor::zeros(&Device::cpu(), [1], DType::F32).unwrap();
-        cross_entropy::forward_backward(&mut logits.cpu, &targets.cpu, 0.5, &mut loss).unwrap();
+        let grad_scale = Tensor::full_f32(&Device::cpu(), [1], 0.5).unwrap();
+        cross_entropy::forward_backward(&mut logits.cpu, &targets.cpu, &grad_scale, &mut loss).unwrap();
         assert_same("dlogits", &logits.cuda, &logits.cpu, dtype);
     }
 
@@ -211,8 +213,9 @@ proptest! {
     ) {
         let mut sample = Sample::new(seed, DType::F32);
         let x = sample.activations([tokens, in_features]);
-        let dropout = Some(Dropout { probability, seed, stream: 3, step: 7 });
-        let keep = reference::dropout_keep(dropout, tokens * in_features);
+        let step = [device(), Device::cpu()].map(|device| Tensor::from_u32(&device, [1], &[7]).unwrap());
+        let dropout = step.each_ref().map(|step| Some(Dropout { probability, seed, stream: 3, step }));
+        let keep = reference::dropout_keep(dropout[0], tokens * in_features);
         let mut layers: Vec<Layer> =
             outs.iter().map(|&out| Layer::random(&mut sample, [out, in_features], rank, nf4)).collect();
         let options = Options { with_bias, with_lora, dropout };
@@ -267,7 +270,8 @@ proptest! {
         }).collect();
         let grads: Vec<f64> = all.iter().flat_map(|[_, g, ..]| g.wide()).collect();
         let hyper = AdamWHyper { beta1: 0.9, beta2: 0.999, eps: 1e-8, max_grad_norm };
-        let norm = optimizer::global_norm(&all.iter().map(|[_, g, ..]| &g.cuda).collect::<Vec<_>>()).unwrap();
+        let mut norm = Tensor::zeros(&device(), [1], DType::F32).unwrap();
+        optimizer::global_norm(&all.iter().map(|[_, g, ..]| &g.cuda).collect::<Vec<_>>(), &mut norm).unwrap();
         let expected = grads.iter().map(|g| g * g).sum::<f64>().sqrt();
         assert_close("norm", &norm, &[expected], DType::F32);
         let norm_cpu = norm.to_device(&Device::cpu()).unwrap();
@@ -310,10 +314,11 @@ impl Side {
 }
 
 #[derive(Clone, Copy)]
-struct Options {
+struct Options<'a> {
     with_bias: bool,
     with_lora: bool,
-    dropout: Option<Dropout>,
+    /// On the CUDA device and on the CPU.
+    dropout: [Option<Dropout<'a>>; 2],
 }
 
 struct Layer {
@@ -360,14 +365,14 @@ impl Layer {
         wide(&self.weight[1].to_f32_vec().unwrap())
     }
 
-    fn projection(&self, side: Side, options: Options) -> Projection<'_> {
+    fn projection<'a>(&'a self, side: Side, options: Options<'a>) -> Projection<'a> {
         project(&self.weight, &self.bias, &self.a, &self.b, side, options)
     }
 
     fn backward<'a>(
         &'a mut self,
         side: Side,
-        options: Options,
+        options: Options<'a>,
         output: &'a lora_linear::Output,
     ) -> Backward<'a> {
         let tokens = output.y.shape()[0];
@@ -403,7 +408,7 @@ fn project<'a>(
     a: &'a Pair,
     b: &'a Pair,
     side: Side,
-    options: Options,
+    options: Options<'a>,
 ) -> Projection<'a> {
     Projection {
         weight: &weight[side as usize],
@@ -412,7 +417,7 @@ fn project<'a>(
             a: side.of(a),
             b: side.of(b),
             scaling: 0.75,
-            dropout: options.dropout,
+            dropout: options.dropout[side as usize],
         }),
     }
 }
@@ -432,7 +437,8 @@ fn a_step_with_a_gradient_that_is_no_number_changes_nothing() {
     let tensor = |values: &[f32]| Tensor::from_f32(&device(), [2], values).unwrap();
     let (mut p, mut m, mut v) = (tensor(&[1.0, 2.0]), tensor(&[0.5; 2]), tensor(&[0.25; 2]));
     let grad = tensor(&[f32::NAN, 1.0]);
-    let norm = optimizer::global_norm(&[&grad]).unwrap();
+    let mut norm = Tensor::zeros(&device(), [1], DType::F32).unwrap();
+    optimizer::global_norm(&[&grad], &mut norm).unwrap();
     let hyper = AdamWHyper {
         beta1: 0.9,
         beta2: 0.999,
@@ -476,6 +482,35 @@ fn tensors_of_two_devices_do_not_meet() {
     assert_eq!(
         message,
         "projection 0: weight: expected on the cpu, found on cuda:0"
+    );
+}
+
+#[test]
+fn an_update_that_does_not_fit_is_named() {
+    let zeros = |rows, columns| Tensor::zeros(&device(), [rows, columns], DType::F32).unwrap();
+    let (x, weight) = (zeros(2, 4), Weight::Dense(zeros(3, 4)));
+    let forward = |a: &Tensor, b: &Tensor| {
+        let lora = Lora {
+            a,
+            b,
+            scaling: 1.0,
+            dropout: None,
+        };
+        let projection = Projection {
+            weight: &weight,
+            bias: None,
+            lora: Some(lora),
+        };
+        let result = lora_linear::forward(&x, &[projection]);
+        result.unwrap_err().to_string()
+    };
+    assert_eq!(
+        forward(&zeros(2, 5), &zeros(3, 2)),
+        "projection 0: lora_a: expected shape [2, 4], found [2, 5]"
+    );
+    assert_eq!(
+        forward(&zeros(257, 4), &zeros(3, 257)),
+        "rank is 257: it must be from 1 to 256"
     );
 }
 

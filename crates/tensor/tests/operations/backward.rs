@@ -34,7 +34,8 @@ proptest! {
         let mut sample = Sample::new(seed);
         let x = sample.values(tokens * in_features);
         let x_t = tensor([tokens, in_features], &x);
-        let dropout = Some(Dropout { probability, seed, stream: 1, step: 2 });
+        let step = indices(&[2]);
+        let dropout = Some(Dropout { probability, seed, stream: 1, step: &step });
         let keep = reference::dropout_keep(dropout, x.len());
         let scaling = 0.5;
         struct Layer { w: fuselora_tensor::Weight, w_exact: Vec<f64>, a: Vec<f32>, b: Vec<f32>, a_t: Tensor, b_t: Tensor, dy: Vec<f32>, dy_t: Tensor, da: Tensor, db: Tensor }
@@ -151,7 +152,8 @@ proptest! {
         let logits: Vec<f32> = sample.values(n * vocab).iter().map(|x| x * spread).collect();
         let targets = sample.indices(n, vocab);
         let mut gradient = tensor([n, vocab], &logits);
-        cross_entropy::forward_backward(&mut gradient, &indices(&targets), 0.25, &mut tensor([1], &[0.0])).unwrap();
+        let grad_scale = tensor([1], &[0.25]);
+        cross_entropy::forward_backward(&mut gradient, &indices(&targets), &grad_scale, &mut tensor([1], &[0.0])).unwrap();
         assert_gradient("dlogits", gradient.as_f32().unwrap(), &logits, &mut sample, |logits| {
             0.25 * reference::cross_entropy(logits, &targets, vocab)
         });

@@ -116,11 +116,12 @@ fn lora_linears() {
         }),
         &["x", "[5, 6]"],
     );
+    let step = indices(&[0]);
     let dropout = Some(Dropout {
         probability: 1.0,
         seed: 0,
         stream: 0,
-        step: 0,
+        step: &step,
     });
     refuses(
         forward(Projection {

@@ -1,5 +1,7 @@
 //! Rows concatenated without padding.
 
+use fuselora_transformer::batch::BatchShape;
+
 use super::Row;
 
 /// The rows of one forward and backward pass, end to end.
@@ -37,6 +39,11 @@ impl PackedBatch {
             }
         }
         batch
+    }
+
+    /// What the kernels of a pass over it depend on besides its content.
+    pub fn shape(&self) -> BatchShape {
+        BatchShape::of(&self.lengths, self.target_count())
     }
 
     /// How many targets the batch has: what its summed loss is divided by, together with those of the other

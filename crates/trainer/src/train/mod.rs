@@ -2,6 +2,7 @@
 
 mod adapter;
 mod answers;
+mod graphs;
 mod learning_rates;
 mod optimizer;
 mod run;

@@ -117,20 +117,36 @@ impl Optimizer {
         })
     }
 
-    /// One step; `grad_norm` is that of the unclipped gradients, from [`gradient_norm`]. Where it is not finite, the
-    /// adapter and the moments stay as they are.
+    /// Begins a step: what [`Optimizer::update`] needs of it goes to the device.
     ///
     /// # Errors
-    /// Tensors that do not fit each other.
-    pub fn step(
+    /// A device that has failed.
+    pub fn begin_step(
         &mut self,
-        lora: &mut Lora,
-        gradients: &LoraGradients,
         learning_rate: f64,
-        grad_norm: &Tensor,
         settings: &OptimizationArgs,
     ) -> anyhow::Result<()> {
         self.step += 1;
+        let of_step = |rate: &Rate| AdamWRate {
+            lr: (learning_rate * rate.factor) as f32,
+            weight_decay: rate.weight_decay as f32,
+        };
+        let rates: Vec<AdamWRate> = self.rates.iter().map(of_step).collect();
+        Ok(self.step_rates.set(self.step, &hyper(settings), &rates)?)
+    }
+
+    /// Updates the adapter by the step that has begun; `grad_norm` is that of the unclipped gradients, from
+    /// [`gradient_norm`]. Where it is not finite, the adapter and the moments stay as they are.
+    ///
+    /// # Errors
+    /// Tensors that do not fit each other.
+    pub fn update(
+        &mut self,
+        lora: &mut Lora,
+        gradients: &LoraGradients,
+        grad_norm: &Tensor,
+        settings: &OptimizationArgs,
+    ) -> fuselora_tensor::Result<()> {
         let (mut params, mut params_8bit) = (Vec::new(), Vec::new());
         let parameters = lora.parameters_mut().zip(gradients.tensors());
         for (rate, ((param, grad), moments)) in parameters.zip(&mut self.moments).enumerate() {
@@ -157,29 +173,26 @@ impl Optimizer {
                 }
             }
         }
-        let hyper = AdamWHyper {
-            beta1: settings.adam_beta1,
-            beta2: settings.adam_beta2,
-            eps: settings.adam_epsilon as f32,
-            max_grad_norm: settings.max_grad_norm as f32,
-        };
-        let of_step = |rate: &Rate| AdamWRate {
-            lr: (learning_rate * rate.factor) as f32,
-            weight_decay: rate.weight_decay as f32,
-        };
-        let rates: Vec<AdamWRate> = self.rates.iter().map(of_step).collect();
-        self.step_rates.set(self.step, &hyper, &rates)?;
-        let rates = &self.step_rates;
+        let (hyper, rates) = (hyper(settings), &self.step_rates);
         adamw(&mut params, hyper, rates, grad_norm)?;
-        Ok(adamw_8bit(&mut params_8bit, hyper, rates, grad_norm)?)
+        adamw_8bit(&mut params_8bit, hyper, rates, grad_norm)
     }
 }
 
-/// The norm of all gradients together, `[1]` F32 on their device.
+fn hyper(settings: &OptimizationArgs) -> AdamWHyper {
+    AdamWHyper {
+        beta1: settings.adam_beta1,
+        beta2: settings.adam_beta2,
+        eps: settings.adam_epsilon as f32,
+        max_grad_norm: settings.max_grad_norm as f32,
+    }
+}
+
+/// The norm of all gradients together, to `norm [1]` F32 on their device.
 ///
 /// # Errors
 /// Gradients that are not F32.
-pub fn gradient_norm(gradients: &LoraGradients) -> anyhow::Result<Tensor> {
+pub fn gradient_norm(gradients: &LoraGradients, norm: &mut Tensor) -> fuselora_tensor::Result<()> {
     let all: Vec<&Tensor> = gradients.tensors().collect();
-    Ok(global_norm(&all)?)
+    global_norm(&all, norm)
 }

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use fuselora_tensor::Tensor;
+use fuselora_tensor::{DType, Device, Purpose, Tensor};
 use fuselora_transformer::adapter::Module;
+use fuselora_transformer::batch::Batch;
 use fuselora_transformer::lora::{DropoutSeed, Lora, LoraGradients, Pass};
 use fuselora_transformer::model::TrainingOptions;
 use fuselora_transformer::{Error, atomic_file};
 
+use super::graphs::{Counts, Graphs};
 use super::optimizer::{Optimizer, gradient_norm};
 use super::saved_state::{self, State};
 use super::{adapter, answers};
@@ -50,12 +52,39 @@ struct Run<'a> {
     lora: Lora,
     gradients: LoraGradients,
     optimizer: Optimizer,
+    numbers: StepNumbers,
+    graphs: Graphs,
     sampler: Sampler,
     state: State,
     metrics: Vec<Metrics>,
     log: MetricsLog,
     events: EventWriter,
     training_seconds: f64,
+}
+
+/// The numbers of a step, on the device: so its passes and its update differ in nothing that the host tells it.
+struct StepNumbers {
+    /// The part of the mean loss that one target token is, `[1]` F32.
+    grad_scale: Tensor,
+    /// Batches passed forward before, `[1]` U32.
+    micro_step: Tensor,
+    /// The summed loss of the step's batches, `[1]` F32.
+    loss: Tensor,
+    /// The norm of its gradients before they are clipped, `[1]` F32.
+    grad_norm: Tensor,
+}
+
+impl StepNumbers {
+    fn new(device: &Device) -> anyhow::Result<StepNumbers> {
+        let _holding = device.hold(Purpose::Optimizer);
+        let zero = |dtype| Tensor::zeros(device, [1], dtype);
+        Ok(StepNumbers {
+            grad_scale: zero(DType::F32)?,
+            micro_step: zero(DType::U32)?,
+            loss: zero(DType::F32)?,
+            grad_norm: zero(DType::F32)?,
+        })
+    }
 }
 
 /// Trains as `config` says, and writes adapter, checkpoint, metrics, plot and report to its output folder.
@@ -182,6 +211,8 @@ impl<'a> Run<'a> {
             state.position,
         );
         let gradients = LoraGradients::zeros(&lora)?;
+        let numbers = StepNumbers::new(base.model.device())?;
+        let graphs = Graphs::new(&base.model, &lora);
         Ok(Run {
             config,
             output,
@@ -191,6 +222,8 @@ impl<'a> Run<'a> {
             lora,
             gradients,
             optimizer,
+            numbers,
+            graphs,
             sampler,
             state,
             metrics,
@@ -251,20 +284,11 @@ impl<'a> Run<'a> {
             .collect();
         let target_tokens: usize = batches.iter().map(PackedBatch::target_count).sum();
         let tokens: usize = batches.iter().map(|batch| batch.tokens.len()).sum();
-        self.gradients.clear()?;
-        let loss = self.forward_backward(&batches, target_tokens, false)?;
-        let grad_norm = gradient_norm(&self.gradients)?;
-        let settings = &self.config.optimization;
-        self.optimizer.step(
-            &mut self.lora,
-            &self.gradients,
-            learning_rate,
-            &grad_norm,
-            settings,
-        )?;
+        self.forward_backward(&batches, target_tokens, false)?;
+        self.update(learning_rate)?;
         // The first look at what the device has computed: until here it was only told what to do.
-        let loss = scalar(&loss)? / target_tokens as f64;
-        let grad_norm = scalar(&grad_norm)?;
+        let loss = scalar(&self.numbers.loss)? / target_tokens as f64;
+        let grad_norm = scalar(&self.numbers.grad_norm)?;
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(self.explain_nonfinite(&batches, target_tokens, loss));
         }
@@ -285,39 +309,60 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// The summed loss of a step's batches, on the device; their gradients are added up.
+    /// Adds up the loss and the gradients of a step's batches, on the device.
     fn forward_backward(
         &mut self,
         batches: &[PackedBatch],
         target_tokens: usize,
         trace: bool,
-    ) -> anyhow::Result<Tensor> {
+    ) -> anyhow::Result<()> {
         let options = TrainingOptions {
             gradient_checkpointing: self.config.gradient_checkpointing,
         };
-        let mut loss = self.base.model.zero_loss()?;
+        let model = &self.base.model;
+        self.numbers.loss.fill_zero()?;
+        let grad_scale = 1.0 / target_tokens as f32;
+        self.numbers.grad_scale.set_f32(&[grad_scale])?;
         for (batch, micro_step) in batches.iter().zip(self.state.micro_step..) {
+            self.numbers.micro_step.set_u32(&[micro_step])?;
             let dropout = DropoutSeed {
                 seed: self.config.optimization.seed,
-                step: micro_step,
+                step: &self.numbers.micro_step,
             };
             let pass = Pass {
                 lora: Some(&self.lora),
                 dropout: Some(dropout),
                 trace,
             };
-            let batch = to_device(&self.base.model, batch)?;
-            let scale = 1.0 / target_tokens as f32;
-            self.base.model.forward_backward(
-                &batch,
-                &pass,
-                &mut self.gradients,
-                scale,
-                options,
-                &mut loss,
-            )?;
+            let mut over = |batch: &Batch| {
+                model.forward_backward(
+                    batch,
+                    &pass,
+                    &mut self.gradients,
+                    &self.numbers.grad_scale,
+                    options,
+                    &mut self.numbers.loss,
+                )
+            };
+            match trace {
+                true => over(&to_device(model, batch)?)?,
+                false => self.graphs.pass(model, batch, over)?,
+            }
         }
-        Ok(loss)
+        Ok(())
+    }
+
+    /// Updates the adapter by the gradients, which go back to zero for the next step.
+    fn update(&mut self, learning_rate: f64) -> anyhow::Result<()> {
+        let settings = &self.config.optimization;
+        self.optimizer.begin_step(learning_rate, settings)?;
+        self.graphs.update(|| {
+            let grad_norm = &mut self.numbers.grad_norm;
+            gradient_norm(&self.gradients, grad_norm)?;
+            self.optimizer
+                .update(&mut self.lora, &self.gradients, grad_norm, settings)?;
+            self.gradients.clear()
+        })
     }
 
     /// Runs the step again with every result searched for NaN and infinity.
@@ -401,6 +446,10 @@ impl<'a> Run<'a> {
                 format!("{:.0} MiB", peak as f64 / (1 << 20) as f64),
             ),
         ];
+        if let Some(Counts { passes, graphs }) = self.graphs.counts() {
+            let name = "passes repeated as CUDA graphs".to_owned();
+            figures.push((name, format!("{graphs} of {passes}")));
+        }
         // A resumed run has timed only its own steps.
         if !self.config.resume && self.training_seconds > 0.0 {
             figures.push((

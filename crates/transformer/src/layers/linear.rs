@@ -87,7 +87,7 @@ impl Linear {
     }
 
     /// Whether the frozen weight, too, sees a dropped-out input: PEFT's DoRA in training.
-    fn drops_frozen_input(&self, pass: &Pass<'_>) -> Result<Option<Dropout>> {
+    fn drops_frozen_input<'a>(&'a self, pass: &Pass<'a>) -> Result<Option<Dropout<'a>>> {
         let dropout = pass.operand(self.index).and_then(|lora| lora.dropout);
         Ok(match pass.direction(self.index, &self.weight)? {
             Some(_) => dropout,
@@ -166,14 +166,14 @@ pub fn backward<const N: usize>(
 }
 
 /// Projections that read the same input.
-enum Group {
+enum Group<'a> {
     /// One call for all of them.
     Shared(Range<usize>),
     /// One whose frozen weight reads a dropped-out input of its own.
-    Dropped(usize, Dropout),
+    Dropped(usize, Dropout<'a>),
 }
 
-fn groups(linears: &[&Linear], pass: &Pass<'_>) -> Result<Vec<Group>> {
+fn groups<'a>(linears: &[&'a Linear], pass: &Pass<'a>) -> Result<Vec<Group<'a>>> {
     let mut groups: Vec<Group> = Vec::new();
     for (index, linear) in linears.iter().enumerate() {
         match (linear.drops_frozen_input(pass)?, groups.last_mut()) {
@@ -283,7 +283,7 @@ fn direction_backward(
 fn dropped_forward(
     x: &Tensor,
     linear: &Linear,
-    dropout: Dropout,
+    dropout: Dropout<'_>,
     pass: &Pass<'_>,
 ) -> Result<Output> {
     let dropped = lora_linear::dropout(x, dropout)?;
@@ -320,7 +320,7 @@ fn dropped_forward(
 fn dropped_backward(
     x: &Tensor,
     linear: &Linear,
-    dropout: Dropout,
+    dropout: Dropout<'_>,
     dy: &Tensor,
     saved: &Saved,
     pass: &Pass<'_>,

@@ -126,6 +126,15 @@ impl Lora {
             .is_some_and(|slot| slot.lora.is_some() || slot.trained.tensors().next().is_some())
     }
 
+    /// Whether passes keep what they compute from the parameters for the passes that follow, until the parameters
+    /// change: the norms of DoRA, the bias of `lora_B` with the module's own, a table with trained rows.
+    pub fn derives(&self) -> bool {
+        self.slots.iter().any(|slot| {
+            let of_update = |lora: &LoraWeights| lora.magnitude.is_some() || lora.bias.is_some();
+            slot.lora.as_ref().is_some_and(of_update) || slot.trained.tokens.is_some()
+        })
+    }
+
     /// Number of modules with a low-rank update.
     pub fn module_count(&self) -> usize {
         self.slots.iter().filter(|slot| slot.lora.is_some()).count()

@@ -18,11 +18,12 @@ pub(crate) struct Direction {
 
 /// Where the dropout masks of a pass come from.
 #[derive(Debug, Clone, Copy)]
-pub struct DropoutSeed {
+pub struct DropoutSeed<'a> {
     /// The run's seed.
     pub seed: u64,
-    /// Counts micro-batches, so that every forward draws new masks and its backward the same ones.
-    pub step: u32,
+    /// Counts micro-batches, so that every forward draws new masks and its backward the same ones; `[1]` U32 on the
+    /// adapter's device.
+    pub step: &'a Tensor,
 }
 
 /// What one pass over the model uses besides the frozen weights.
@@ -31,7 +32,7 @@ pub struct Pass<'a> {
     /// The adapter, if any.
     pub lora: Option<&'a Lora>,
     /// Set in training; without it nothing is dropped.
-    pub dropout: Option<DropoutSeed>,
+    pub dropout: Option<DropoutSeed<'a>>,
     /// Whether every operation's result is searched for NaN and infinity.
     pub trace: bool,
 }

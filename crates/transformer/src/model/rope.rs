@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use fuselora_tensor::Device;
 use fuselora_tensor::ops::rope::RopeTable;
+use fuselora_tensor::{Device, Purpose};
 
 use super::Model;
 use crate::config::{DecoderConfig, Positions, RopeScaling};
@@ -65,6 +65,7 @@ pub(super) fn rope_table(
         return Ok(None);
     };
     let inv_freq = rope.inv_freq(config.head_dim, positions);
+    let _holding = device.hold(Purpose::Weights);
     Ok(Some(Arc::new(RopeTable::new(
         device, &inv_freq, positions, 1.0,
     )?)))

@@ -19,8 +19,8 @@ pub struct TrainingOptions {
 }
 
 impl Model {
-    /// One training pass over a batch: adds the summed loss to `loss`, and `grad_scale` times its
-    /// gradient to `gradients`.
+    /// One training pass over a batch: adds the summed loss to `loss`, and `grad_scale`, `[1]` F32, times
+    /// its gradient to `gradients`.
     ///
     /// With `grad_scale` = 1 / (target tokens of the optimizer step), the accumulated gradient is
     /// that of the mean loss over all of them, however they are split into micro-batches.
@@ -32,7 +32,7 @@ impl Model {
         batch: &Batch,
         pass: &Pass<'_>,
         gradients: &mut LoraGradients,
-        grad_scale: f32,
+        grad_scale: &Tensor,
         options: TrainingOptions,
         loss: &mut Tensor,
     ) -> Result<()> {
@@ -110,7 +110,7 @@ impl Model {
         chunk: &TargetChunk,
         pass: &Pass<'_>,
         gradients: &mut LoraGradients,
-        grad_scale: f32,
+        grad_scale: &Tensor,
         d_residual: &mut Tensor,
         loss: &mut Tensor,
     ) -> Result<()> {

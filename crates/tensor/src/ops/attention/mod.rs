@@ -21,6 +21,35 @@ impl Rows {
     /// # Errors
     /// When the lengths sum to 2^32 or more.
     pub fn new(device: &Device, lengths: &[usize]) -> Result<Rows> {
+        let cu_seqlens = Rows::boundaries(lengths)?;
+        let device_cu_seqlens = Tensor::from_u32(device, [cu_seqlens.len()], &cu_seqlens)?;
+        Ok(Rows {
+            cu_seqlens,
+            device_cu_seqlens,
+        })
+    }
+
+    /// Other boundaries in the same memory, for as many sequences, with as many tokens in all and in the longest.
+    ///
+    /// # Errors
+    /// When one of these differs.
+    pub fn refill(&mut self, lengths: &[usize]) -> Result<()> {
+        let extents = |count: usize, total: usize, longest: usize| {
+            format!("{count} sequences of {total} tokens, the longest of {longest}")
+        };
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let found = extents(lengths.len(), lengths.iter().sum(), longest);
+        let expected = extents(self.count(), self.total(), self.max_len());
+        if found != expected {
+            return Err(Error::Argument(format!(
+                "rows: {found} cannot replace {expected}"
+            )));
+        }
+        self.cu_seqlens = Rows::boundaries(lengths)?;
+        self.device_cu_seqlens.set_u32(&self.cu_seqlens)
+    }
+
+    fn boundaries(lengths: &[usize]) -> Result<Vec<u32>> {
         let mut cu_seqlens = Vec::with_capacity(lengths.len() + 1);
         let mut end = 0u32;
         cu_seqlens.push(end);
@@ -31,11 +60,7 @@ impl Rows {
                 .ok_or_else(|| Error::Argument("rows: the lengths sum to 2^32 or more".into()))?;
             cu_seqlens.push(end);
         }
-        let device_cu_seqlens = Tensor::from_u32(device, [cu_seqlens.len()], &cu_seqlens)?;
-        Ok(Rows {
-            cu_seqlens,
-            device_cu_seqlens,
-        })
+        Ok(cu_seqlens)
     }
 
     /// The number of sequences.

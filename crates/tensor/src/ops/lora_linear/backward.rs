@@ -114,11 +114,12 @@ fn add_to_da(mut da: Tile, dh: Matrix, x: Matrix, lora: &Lora, device: &Device) 
             ),
         };
     };
+    let mask = dropout.mask()?;
     let mut scratch = device.scratch(x.rows() * columns.len())?;
     let dropped = scratch.f32_mut();
     for (row, target) in dropped.chunks_exact_mut(columns.len()).enumerate() {
         target.copy_from_slice(&x.row(row)[columns.clone()]);
-        dropout.apply((row * x.columns() + columns.start) as u64, target);
+        mask.apply((row * x.columns() + columns.start) as u64, target);
     }
     let dropped = Matrix::new(dropped, x.rows(), columns.len());
     multiply(
@@ -183,6 +184,7 @@ impl Source<'_> {
         let Some(dropout) = lora.active_dropout() else {
             return Ok(());
         };
+        let mask = dropout.mask()?;
         let (tokens, columns) = (dx.rows(), dx.columns());
         let mut scratch = device.scratch(tokens.len() * columns.len())?;
         let update = scratch.f32_mut();
@@ -197,7 +199,7 @@ impl Source<'_> {
             device,
         )?;
         for (row, update) in update.chunks_exact_mut(columns.len()).enumerate() {
-            dropout.apply(
+            mask.apply(
                 ((tokens.start + row) * in_features + columns.start) as u64,
                 update,
             );

@@ -156,7 +156,7 @@ impl Projection<'_> {
                     probability: dropout.probability,
                     seed: dropout.seed,
                     stream: dropout.stream,
-                    step: dropout.step,
+                    step: dropout.step.operand(),
                 }),
             })
         });

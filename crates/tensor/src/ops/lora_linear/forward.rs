@@ -103,7 +103,9 @@ fn down(
                     {
                         target.copy_from_slice(x.row(row));
                     }
-                    dropout.apply((rows.start * x.columns()) as u64, dropped);
+                    dropout
+                        .mask()?
+                        .apply((rows.start * x.columns()) as u64, dropped);
                     let dropped = Matrix::new(dropped, rows.len(), x.columns());
                     multiply(
                         &mut h.matrix,

@@ -36,7 +36,7 @@ pub struct Lora<'a> {
     /// `alpha/rank`, or `alpha/√rank` for rsLoRA.
     pub scaling: f32,
     /// Dropout of the update's input.
-    pub dropout: Option<Dropout>,
+    pub dropout: Option<Dropout<'a>>,
 }
 
 /// The result of one projection.
@@ -125,14 +125,16 @@ pub fn backward(x: &Tensor, mut items: Vec<Backward>, need_dx: bool) -> Result<O
 /// `drop(x)` in memory of its own, `x [tokens, in]` F32: for a frozen weight that reads it too.
 ///
 /// # Errors
-/// When the tensor is not F32.
+/// When the tensor is not F32, or not on the CPU.
 pub fn dropout(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
     x.check_dtype("x", DType::F32)?;
+    dropout.step.check_shape("dropout step", &[1])?;
+    let mask = dropout.mask()?;
     let mut dropped = x.try_clone()?;
     let chunks = dropped.as_f32_mut()?.par_chunks_mut(DROPOUT_CHUNK);
     let chunks = chunks.enumerate();
     parallel::for_each(chunks, |(chunk, x)| {
-        dropout.apply((chunk * DROPOUT_CHUNK) as u64, x);
+        mask.apply((chunk * DROPOUT_CHUNK) as u64, x);
     });
     Ok(dropped)
 }
@@ -179,23 +181,25 @@ impl Lora<'_> {
         self.b.check_dtype(&name("lora_b"), DType::F32)?;
         weight.check_device(&name("weight"), self.a.device())?;
         self.b.check_device(&name("lora_b"), self.a.device())?;
-        match self.dropout {
-            Some(dropout) if !(0.0..1.0).contains(&dropout.probability) => {
-                Err(Error::Argument(format!(
-                    "{}: a probability of {} is not in 0..1",
-                    name("lora dropout"),
-                    dropout.probability
-                )))
-            }
-            _ => Ok(()),
+        let Some(dropout) = self.dropout else {
+            return Ok(());
+        };
+        if !(0.0..1.0).contains(&dropout.probability) {
+            return Err(Error::Argument(format!(
+                "{}: a probability of {} is not in 0..1",
+                name("lora dropout"),
+                dropout.probability
+            )));
         }
+        let (step, name) = (dropout.step, name("dropout step"));
+        step.check_shape(&name, &[1])?;
+        step.check_dtype(&name, DType::U32)?;
+        step.check_device(&name, self.a.device())
     }
 
     /// The dropout, where it changes anything.
-    fn active_dropout(&self) -> Option<&Dropout> {
-        self.dropout
-            .as_ref()
-            .filter(|dropout| dropout.probability > 0.0)
+    fn active_dropout(&self) -> Option<Dropout<'_>> {
+        self.dropout.filter(|dropout| dropout.probability > 0.0)
     }
 }
 
