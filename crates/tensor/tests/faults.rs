@@ -2,7 +2,7 @@
 //! with it, and so each test has a process of its own.
 #![cfg(feature = "cuda")]
 
-use fuselora_tensor::{DType, Device, Purpose, Result, Tensor, ops::swiglu};
+use fuselora_tensor::{DType, Device, Purpose, Result, Tensor, ops::gather};
 use std::process::Command;
 
 /// Names the test in the process that runs it.
@@ -21,11 +21,22 @@ fn alone(name: &str, test: impl FnOnce()) {
     assert!(status.success());
 }
 
-/// A simulated device, and what makes its next kernel fail: a watchdog that lets no instruction pass.
-fn device() -> (Device, impl Fn()) {
-    let simulator = ptxsim_driver::select("h100").expect("the simulated driver opens");
+/// A simulated device, a table of three rows, and the indices of two.
+fn device() -> (Device, Tensor, Tensor) {
+    ptxsim_driver::select("h100").expect("the simulated driver opens");
     let device = Device::cuda(0).expect("there is a device");
-    (device, move || simulator.set_max_instructions(0))
+    let _holding = device.hold(Purpose::Graphs);
+    let table = Tensor::full_f32(&device, [3, 4], 1.0).unwrap();
+    let ids = Tensor::from_u32(&device, [2], &[0, 2]).unwrap();
+    (device, table, ids)
+}
+
+/// Lets indices be what the memory of two numbers held before. Their values are unspecified: no check sees them.
+fn spoil(ids: &mut Tensor) {
+    let device = ids.device().clone();
+    drop(Tensor::full_f32(&device, [2], 1.0).unwrap());
+    let garbage = Tensor::empty(&device, [2], DType::U32).unwrap();
+    ids.copy_from(&garbage).unwrap();
 }
 
 fn message(result: Result<impl Sized>) -> String {
@@ -35,17 +46,16 @@ fn message(result: Result<impl Sized>) -> String {
 #[test]
 fn a_kernel_that_fails_is_named() {
     alone("a_kernel_that_fails_is_named", || {
-        let (device, fail) = device();
-        let x = Tensor::full_f32(&device, [2, 4], 1.0).unwrap();
-        swiglu::forward(&x, &x).unwrap();
-        fail();
-        let expected = "cuda:0: the CUDA driver reports the launch timed out and was terminated \
-                        (CUDA_ERROR_LAUNCH_TIMEOUT); the last kernel before was swiglu_forward_f32";
+        let (device, table, mut ids) = device();
+        gather::rows(&table, &ids).unwrap();
+        spoil(&mut ids);
+        let expected = "cuda:0: the CUDA driver reports unspecified launch failure (CUDA_ERROR_LAUNCH_FAILED); the \
+                        last kernel before was gather_f32";
         // A GPU tells it at one of the calls that follow, the simulator at once and at all that follow.
         for message in [
-            message(swiglu::forward(&x, &x)),
+            message(gather::rows(&table, &ids)),
             message(device.synchronize()),
-            message(x.to_f32_vec()),
+            message(table.to_f32_vec()),
         ] {
             assert!(message.starts_with(expected), "{message}");
         }
@@ -55,17 +65,14 @@ fn a_kernel_that_fails_is_named() {
 #[test]
 fn the_kernels_of_a_graph_that_fails_are_named() {
     alone("the_kernels_of_a_graph_that_fails_are_named", || {
-        let (device, fail) = device();
-        let holding = device.hold(Purpose::Graphs);
-        let x = Tensor::full_f32(&device, [2, 4], 1.0).unwrap();
-        let mut y = Tensor::zeros(&device, [2, 4], DType::F32).unwrap();
-        drop(holding);
-        let mut work = || y.copy_from(&swiglu::forward(&x, &x)?);
+        let (device, table, mut ids) = device();
+        let work = || gather::rows(&table, &ids).map(drop);
         work().unwrap();
         let graph = device.capture(work).unwrap();
         assert!(graph.launch().unwrap());
-        fail();
-        let expected = "the work before was a captured graph of swiglu_forward_f32 (with CUDA_LAUNCH_BLOCKING=1";
+        spoil(&mut ids);
+        let expected =
+            "the work before was a captured graph of gather_f32 (with CUDA_LAUNCH_BLOCKING=1";
         for message in [message(graph.launch()), message(device.synchronize())] {
             assert!(message.contains(expected), "{message}");
         }
