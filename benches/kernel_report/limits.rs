@@ -35,7 +35,7 @@ struct Exception {
     why: &'static str,
 }
 
-const EXCEPTIONS: [Exception; 11] = [
+const EXCEPTIONS: [Exception; 8] = [
     Exception {
         kernels: "*_unaligned",
         limit: Limit::Sectors,
@@ -63,11 +63,6 @@ const EXCEPTIONS: [Exception; 11] = [
         why: "one block, one result of 4 bytes",
     },
     Exception {
-        kernels: "attention_backward_q_*",
-        limit: Limit::Conflicts,
-        why: "before the main loop, where a row's do is read beside its o for delta",
-    },
-    Exception {
         kernels: "lora_linear_h_*16",
         limit: Limit::Conflicts,
         why: "factors are transposed on their way into shared memory, once per tile",
@@ -81,16 +76,6 @@ const EXCEPTIONS: [Exception; 11] = [
         kernels: "lora_linear_da_*16",
         limit: Limit::Conflicts,
         why: "as lora_linear_h",
-    },
-    Exception {
-        kernels: "matmul_f32_nn",
-        limit: Limit::Conflicts,
-        why: "a slice of a is transposed on its way into shared memory",
-    },
-    Exception {
-        kernels: "matmul_f32_nt",
-        limit: Limit::Conflicts,
-        why: "slices of a and b are transposed on their way into shared memory",
     },
 ];
 

@@ -84,7 +84,11 @@ __device__ void backward_q(const T *d_o, const T *q, const T *k, const T *v, con
             row_lse[m][half] = 0.0f;
             if (row < rows) {
                 const T *o_row = sequence.query_rows(o, shape)[row];
-                for (uint32_t chunk = lane() % 4; chunk * 8 < shape.head_dim; chunk += 4) {
+                // Odd rows take the other four of eight chunks first: the two rows that eight lanes read at once
+                // would otherwise meet in the same banks.
+                for (uint32_t i = lane() % 4; i < Tile<D>::CHUNKS; i += 4) {
+                    uint32_t chunk = i ^ own % 2 * 4;
+                    if (chunk * 8 >= shape.head_dim) continue;
                     uint4 left = load_shared(d_o_tile + swizzled<Tile<D>::ROW_BYTES>(own, chunk));
                     uint4 right = shape.aligned ? *reinterpret_cast<const uint4 *>(o_row + chunk * 8)
                                                 : gather(o_row + chunk * 8, shape.head_dim - chunk * 8);

@@ -48,8 +48,11 @@ __device__ void backward_q(const float *d_o, const float *q, const float *k, con
     for (int i = 0; i < T::ROWS; ++i) {
         int row = lane_y() + STRIPES * i;
         float delta = 0.0f;
-        for (int d = lane_x(); d < D; d += LANES)
-            delta += d_o_tile[row * T::STRIDE + d] * v_tile[row * T::STRIDE + d];
+        for (int d = 4 * lane_x(); d < D; d += 4 * LANES) {
+            float4 left = *reinterpret_cast<const float4 *>(d_o_tile + row * T::STRIDE + d);
+            float4 right = *reinterpret_cast<const float4 *>(v_tile + row * T::STRIDE + d);
+            delta += left.x * right.x + left.y * right.y + left.z * right.z + left.w * right.w;
+        }
         own[i].delta = reduce_row(delta, [](float a, float b) { return a + b; });
         visible[i] = sequence.keys_of(row0 + row);
         own[i].lse = 0.0f;

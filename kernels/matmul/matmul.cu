@@ -7,8 +7,8 @@
 //           A as [k, m], which is a weight gradient's activations [tokens, in].
 // Launch    one block of MATMUL_THREADS threads per MATMUL_TILE x MATMUL_TILE tile of C: grid
 //           (n / tile, m / tile), rounded up. Each thread keeps 4 x 4 results in registers.
-// Shared    two slices of 64 x 16, 8.3 KB; rows are padded by one so that the transposing stores
-//           of _nt and _nn fall into different banks.
+// Shared    two slices of 64 x 16, 8.4 KB; rows are padded by two: the 16 depths of two neighbours
+//           that a warp of _nt or _nn stores transposed then fall into all 32 banks.
 // Traffic   at least 4 (m k + k n + m n) bytes; it moves A n / 64 times and B m / 64 times.
 //           2 m n k FLOPs, none of them on tensor cores.
 #include "abi.h"
@@ -21,7 +21,7 @@ constexpr int LANES = TILE / PER_THREAD; // threads along each edge of the tile
 static_assert(LANES * LANES == MATMUL_THREADS, "a thread owns PER_THREAD x PER_THREAD results");
 
 // A slice of a factor: slice[d][i] is element i along the tile's edge at depth d.
-using Slice = float[DEPTH][TILE + 1];
+using Slice = float[DEPTH][TILE + 2];
 
 // Fills the slice at (edge0, depth0), with zeros beyond the matrix. Consecutive threads read
 // consecutive addresses whichever way the factor is held.
