@@ -1,9 +1,14 @@
 //! A CUDA device for benchmarks: buffers whose storage type is told at run time, and random numbers in them.
 #![allow(dead_code, reason = "each program uses its own part")]
 
+pub mod turns;
+
 use anyhow::{Result, ensure};
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, sys};
-use fuselora_kernels::{Element, Kernels, Operand, OperandMut};
+use cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, DevicePtr,
+    sys::{self, CUevent_flags::CU_EVENT_DEFAULT},
+};
+use fuselora_kernels::{Element, Kernels, LaunchError, Operand, OperandMut};
 use half::{bf16, f16};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -22,6 +27,12 @@ pub struct Buffer {
     len: usize,
     element: Element,
 }
+
+/// One call of an operation on tensors of its own.
+pub type Call = Box<dyn FnMut(&Kernels) -> Result<(), LaunchError>>;
+
+/// Prepares a call on tensors that it makes.
+pub type Make = Box<dyn Fn(&Device) -> Result<Call>>;
 
 /// Random elements are drawn this many at a time, and repeated.
 const DRAWN: usize = 1 << 20;
@@ -92,6 +103,17 @@ impl Device {
             element,
             bytes,
         })
+    }
+
+    /// What the device takes for the work that `submit` gives it, between two events.
+    pub fn seconds(&self, submit: impl FnOnce() -> Result<()>) -> Result<f64> {
+        let event = || self.stream.context().new_event(Some(CU_EVENT_DEFAULT));
+        let (start, end) = (event()?, event()?);
+        start.record(&self.stream)?;
+        submit()?;
+        end.record(&self.stream)?;
+        end.synchronize()?;
+        Ok(f64::from(start.elapsed_ms(&end)?) / 1e3)
     }
 
     fn next_seed(&self) -> u64 {

@@ -1,8 +1,6 @@
 //! What is measured: an operation on a shape, and the least that it moves and computes.
 
-use crate::device::Device;
-use crate::timing::Call;
-use anyhow::Result;
+use crate::device::Make;
 use fuselora_kernels::Element;
 
 /// One row of the table.
@@ -20,9 +18,6 @@ pub struct Case {
     /// Prepares a call on new tensors.
     pub make: Make,
 }
-
-/// Prepares a call on tensors that it makes.
-pub type Make = Box<dyn Fn(&Device) -> Result<Call>>;
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -35,13 +35,6 @@ const EFFORT: Effort = Effort {
     most_sets: 32,
 };
 
-const LEAST_EFFORT: Effort = Effort {
-    graph: 0.0,
-    replays: 0.0,
-    fewest_replays: 1,
-    most_sets: 2,
-};
-
 struct Options {
     group: Option<String>,
     scope: Scope,
@@ -101,7 +94,7 @@ fn measure(options: &Options) -> Result<()> {
         Scope::Quick => EFFORT,
         Scope::Tiny => {
             ptxsim_driver::select("h100")?;
-            LEAST_EFFORT
+            Effort::LEAST
         }
     };
     let device = Device::open()?;
@@ -109,7 +102,7 @@ fn measure(options: &Options) -> Result<()> {
     println!("{}", row::HEAD);
     for (group, cases) in GROUPS.iter().filter(|(name, _)| chosen(name)) {
         for case in cases(options.scope) {
-            let timed = timing::time(&device, case.bytes, effort, &*case.make);
+            let timed = timing::time(&device, case.bytes, effort, &case.make);
             let row = Row::new(group, &case, timed);
             println!("{row}");
             rows.push(row);

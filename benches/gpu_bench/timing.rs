@@ -1,15 +1,12 @@
 //! How a case is timed: its calls recorded once as a graph, replayed between two events, the median of the replays.
 
-use crate::device::Device;
+pub use crate::device::Call;
+
+use crate::device::{Device, Make, turns::Turns};
 use anyhow::{Context, Result};
 use cudarc::driver::sys::{
-    CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE, CUevent_flags::CU_EVENT_DEFAULT,
     CUgraphInstantiate_flags, CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED,
 };
-use fuselora_kernels::{Kernels, LaunchError};
-
-/// One call of an operation on tensors of its own.
-pub type Call = Box<dyn FnMut(&Kernels) -> Result<(), LaunchError>>;
 
 /// How long a case is run.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +20,16 @@ pub struct Effort {
     pub most_sets: u64,
 }
 
+impl Effort {
+    /// Enough to show that a case runs.
+    pub const LEAST: Effort = Effort {
+        graph: 0.0,
+        replays: 0.0,
+        fewest_replays: 1,
+        most_sets: 2,
+    };
+}
+
 /// What replays of a case took, seconds per call.
 #[derive(Debug, Clone, Copy)]
 pub struct Timed {
@@ -31,39 +38,25 @@ pub struct Timed {
     pub range: [f64; 2],
 }
 
-/// Times calls that `make` prepares. Several sets of tensors take turns, as many as it takes that none is left in
-/// the second-level cache when its turn comes again; a call touches `bytes`.
-pub fn time(
-    device: &Device,
-    bytes: u64,
-    effort: Effort,
-    make: &dyn Fn(&Device) -> Result<Call>,
-) -> Result<Timed> {
-    let cache = device
-        .stream
-        .context()
-        .attribute(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?;
-    let sets = (2 * u64::try_from(cache)?)
-        .div_ceil(bytes)
-        .clamp(2, effort.most_sets);
-    let mut calls = (0..sets)
-        .map(|_| make(device))
-        .collect::<Result<Vec<Call>>>()?;
+/// Times calls that `make` prepares, on sets of tensors that take turns; a call touches `bytes`.
+pub fn time(device: &Device, bytes: u64, effort: Effort, make: &Make) -> Result<Timed> {
+    let mut turns = Turns::new(device, bytes, effort.most_sets, make)?;
+    let sets = turns.len() as u64;
 
     // The first call loads the kernels; the second pass tells how long one takes.
-    run_all(device, &mut calls)?;
-    let once = seconds(device, || run_all(device, &mut calls))? / calls.len() as f64;
-    let rounds = (effort.graph / (once * calls.len() as f64)).clamp(1.0, 100.0) as usize;
+    turns.run(device, sets)?;
+    let once = device.seconds(|| turns.run(device, sets))? / sets as f64;
+    let rounds = (effort.graph / (once * sets as f64)).clamp(1.0, 100.0) as u64;
 
     device
         .stream
         .begin_capture(CU_STREAM_CAPTURE_MODE_RELAXED)?;
-    let recorded = (0..rounds).try_for_each(|_| run_all(device, &mut calls));
+    let recorded = turns.run(device, rounds * sets);
     let graph = device.stream.end_capture(CUgraphInstantiate_flags(0));
     recorded?;
     let graph = graph?.context("the calls launched nothing")?;
 
-    let per_graph = (rounds * calls.len()) as f64;
+    let per_graph = (rounds * sets) as f64;
     let fitting = (effort.replays / (once * per_graph)).min(100.0) as usize;
     let replays = fitting.max(effort.fewest_replays);
     let mut times = Vec::with_capacity(replays);
@@ -72,30 +65,11 @@ pub fn time(
         graph.launch()?;
     }
     for _ in 0..replays {
-        times.push(seconds(device, || Ok(graph.launch()?))? / per_graph);
+        times.push(device.seconds(|| Ok(graph.launch()?))? / per_graph);
     }
     times.sort_by(f64::total_cmp);
     Ok(Timed {
         median: times[times.len() / 2],
         range: [times[0], times[times.len() - 1]],
     })
-}
-
-fn run_all(device: &Device, calls: &mut [Call]) -> Result<()> {
-    for call in calls {
-        call(&device.kernels)?;
-    }
-    Ok(())
-}
-
-/// What the device takes for the work that `submit` gives it.
-pub fn seconds(device: &Device, submit: impl FnOnce() -> Result<()>) -> Result<f64> {
-    let context = device.stream.context();
-    let event = || context.new_event(Some(CU_EVENT_DEFAULT));
-    let (start, end) = (event()?, event()?);
-    start.record(&device.stream)?;
-    submit()?;
-    end.record(&device.stream)?;
-    end.synchronize()?;
-    Ok(f64::from(start.elapsed_ms(&end)?) / 1e3)
 }
