@@ -129,6 +129,30 @@ impl Buffer {
         unsafe { Operand::from_raw(self.address, self.len, self.element) }
     }
 
+    /// `count` rows of `width` elements from row `first` on, to read.
+    pub fn rows(&self, first: u32, count: u32, width: u32) -> Operand<'_> {
+        let (address, len) = self.range(first, count, width);
+        // SAFETY: they lie within the allocation, which lives as long as the borrow.
+        unsafe { Operand::from_raw(address, len, self.element) }
+    }
+
+    /// The same, to write.
+    pub fn rows_mut(&mut self, first: u32, count: u32, width: u32) -> OperandMut<'_> {
+        let (address, len) = self.range(first, count, width);
+        // SAFETY: as above, and the borrow is the only one.
+        unsafe { OperandMut::from_raw(address, len, self.element) }
+    }
+
+    /// Where rows begin, and how many elements they have.
+    fn range(&self, first: u32, count: u32, width: u32) -> (u64, usize) {
+        let [begin, len] = [first, count].map(|rows| u64::from(rows) * u64::from(width));
+        assert!(begin + len <= self.len as u64, "rows beyond the buffer");
+        (
+            self.address + begin * self.element.size_in_bytes(),
+            len as usize,
+        )
+    }
+
     /// As a launcher takes it, to write.
     pub fn operand_mut(&mut self) -> OperandMut<'_> {
         // SAFETY: as above, and the borrow is the only one.

@@ -1,4 +1,5 @@
 //! What is measured: an operation on a shape, and the least that it moves and computes.
+#![allow(dead_code, reason = "each program uses its own part")]
 
 use crate::device::Make;
 use fuselora_kernels::Element;

@@ -1,4 +1,5 @@
 //! How a case is timed: its calls recorded once as a graph, replayed between two events, the median of the replays.
+#![allow(dead_code, reason = "each program uses its own part")]
 
 pub use crate::device::Call;
 

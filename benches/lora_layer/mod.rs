@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each program uses its own part")]
 
 pub mod fused;
+pub mod group;
+pub mod llama;
 mod unfused;
 
 pub use fused::{Fused, Wanted};

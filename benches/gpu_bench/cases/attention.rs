@@ -1,10 +1,12 @@
-//! Causal attention. Shapes are `[sequences, seqlen, heads, kv_heads, head_dim]`.
+//! Causal attention, and the matrix products alone that it is made of. Shapes are `[sequences, seqlen, heads, kv_heads, head_dim]`.
 
 use crate::case::{Case, STORAGE, Scope};
 use crate::device::{Buffer, Device};
 use anyhow::Result;
+use fuselora_kernels::abi::MatmulShape;
 use fuselora_kernels::attention::{Attention, Gradients, Rows, Saved, backward, forward};
-use fuselora_kernels::{Element, Kernels, LaunchError};
+use fuselora_kernels::matmul::{Layout, matmul};
+use fuselora_kernels::{Element, Kernels, LaunchError, Operand, OperandMut};
 
 /// Llama 3.2 1B and 3.1 8B, 4096 tokens each.
 const MAIN: [[u32; 5]; 3] = [
@@ -25,7 +27,17 @@ pub fn cases(scope: Scope) -> Vec<Case> {
             cases.extend([true, false].map(|is_forward| case(shape, element, is_forward)));
         }
     }
+    for &shape in shapes {
+        cases.extend([true, false].map(|is_forward| products_case(shape, BF16, is_forward)));
+    }
     cases
+}
+
+const BF16: Element = Element::Bf16;
+
+/// In one kernel, and the products of an attention that stores its scores, forward or backward.
+pub fn compared(shape: [u32; 5], element: Element, is_forward: bool) -> [Case; 2] {
+    [case, products_case].map(|case| case(shape, element, is_forward))
 }
 
 fn case(shape: [u32; 5], element: Element, is_forward: bool) -> Case {
@@ -151,4 +163,57 @@ fn attention(shape: [u32; 5], cu_seqlens: &Buffer) -> Attention<'_> {
         q_rows: rows,
         kv_rows: rows,
     }
+}
+
+/// The products of an attention that stores its scores, without masks, softmax, or the sums over a group's heads: less
+/// than it takes. All heads are one product, of as many operations and scores as theirs.
+fn products_case(shape: [u32; 5], element: Element, is_forward: bool) -> Case {
+    let [sequences, seqlen, heads, _, head_dim] = shape;
+    let rows = sequences * seqlen * heads;
+    let [q, k, scores] = [[rows, head_dim], [seqlen, head_dim], [rows, seqlen]]
+        .map(|[a, b]| u64::from(a) * u64::from(b));
+    // Forward q·kᵀ and p·v; backward do·vᵀ, and of the shape of p·v, dv, dq and dk.
+    let (name, to_results) = match is_forward {
+        true => ("attention forward's products alone", 1),
+        false => ("attention backward's products alone", 3),
+    };
+    Case {
+        name,
+        shape: shape.to_vec(),
+        element,
+        bytes: element.size_in_bytes() * (1 + to_results) * (q + k + scores),
+        flops: (1 + to_results) * 2 * scores * u64::from(head_dim),
+        make: Box::new(move |device| {
+            let (left, right) = (device.random(element, q)?, device.random(element, k)?);
+            let mut weights = device.empty(element, scores)?;
+            let mut results = device.empty(element, q)?;
+            let to_scores = [rows, seqlen, head_dim];
+            Ok(Box::new(move |kernels| {
+                let (left, right) = (left.operand(), right.operand());
+                product(
+                    kernels,
+                    Layout::Nt,
+                    to_scores,
+                    [left, right],
+                    weights.operand_mut(),
+                )?;
+                for _ in 0..to_results {
+                    let factors = [weights.operand(), right];
+                    let shape = [rows, head_dim, seqlen];
+                    product(kernels, Layout::Nn, shape, factors, results.operand_mut())?;
+                }
+                Ok(())
+            }))
+        }),
+    }
+}
+
+fn product(
+    kernels: &Kernels,
+    layout: Layout,
+    [m, n, k]: [u32; 3],
+    [a, b]: [Operand; 2],
+    c: OperandMut,
+) -> Result<(), LaunchError> {
+    matmul(kernels, layout, MatmulShape { m, n, k }, a, b, c)
 }

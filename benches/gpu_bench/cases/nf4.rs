@@ -1,12 +1,11 @@
 //! NF4 weights. Shapes are `[out_features, in_features]`, with the tokens before them for products.
 
 use crate::case::{Case, Scope};
-use crate::device::{Buffer, Device};
-use crate::timing::Call;
+use crate::device::{Buffer, Call, Device};
 use anyhow::Result;
-use fuselora_kernels::Element;
 use fuselora_kernels::lora_linear::{self, Output, Projection, forward};
 use fuselora_kernels::nf4::{Absmax, Weight, dequantize, quantize};
+use fuselora_kernels::{Element, Kernels, LaunchError};
 
 const BLOCK_SIZE: u64 = 64;
 /// Absmax values that share one of the second level.
@@ -31,6 +30,8 @@ pub fn cases(scope: Scope) -> Vec<Case> {
             }
             cases.push(quantize_case(shape, element));
         }
+        let dequantized = |&t: &u32| dequantized_product_case(t, shape, Element::Bf16);
+        cases.extend(tokens.iter().map(dequantized));
     }
     cases
 }
@@ -77,42 +78,105 @@ fn quantize_case(shape: [u32; 2], element: Element) -> Case {
 
 /// The frozen product alone, as generation and a forward pass have it.
 fn product_case(tokens: u32, shape: [u32; 2], element: Element, nested: bool) -> Case {
-    let (size, [out_features, in_features]) = (Size::of(shape), shape);
-    let [x_len, y_len] = [in_features, out_features].map(|n| u64::from(tokens) * u64::from(n));
+    let size = Size::of(shape);
     Case {
         name: ["nf4 product", "nf4 product, nested"][usize::from(nested)],
-        shape: vec![tokens, out_features, in_features],
+        shape: vec![tokens, shape[0], shape[1]],
         element,
-        bytes: size.bytes(nested) + element.size_in_bytes() * (x_len + y_len),
+        bytes: size.bytes(nested) + activations(tokens, shape, element),
         flops: 2 * u64::from(tokens) * size.elements,
         make: Box::new(move |device| {
             let weight = Buffers::new(device, size, nested)?;
-            let x = device.random(element, x_len)?;
-            let mut y = device.empty(element, y_len)?;
-            let mut workspace = device.empty(Element::F32, 1)?;
+            let mut product = Product::new(device, tokens, shape, element)?;
             let call: Call = Box::new(move |kernels| {
-                let projection = Projection {
-                    weight: lora_linear::Weight::Nf4(weight.weight()),
-                    bias: None,
-                    out_features,
-                    lora: None,
-                };
-                let output = Output {
-                    y: y.operand_mut(),
-                    h: None,
-                };
-                forward(
-                    kernels,
-                    tokens,
-                    in_features,
-                    x.operand(),
-                    &[projection],
-                    &[output],
-                    workspace.operand_mut(),
-                )
+                product.run(kernels, lora_linear::Weight::Nf4(weight.weight()))
             });
             Ok(call)
         }),
+    }
+}
+
+/// The same with the weight dequantized first.
+fn dequantized_product_case(tokens: u32, shape: [u32; 2], element: Element) -> Case {
+    let size = Size::of(shape);
+    let dequantized = element.size_in_bytes() * size.elements;
+    Case {
+        name: "nf4 dequantize, product",
+        shape: vec![tokens, shape[0], shape[1]],
+        element,
+        bytes: size.bytes(false) + 2 * dequantized + activations(tokens, shape, element),
+        flops: 2 * u64::from(tokens) * size.elements,
+        make: Box::new(move |device| {
+            let weight = Buffers::new(device, size, false)?;
+            let mut dense = device.empty(element, size.elements)?;
+            let mut product = Product::new(device, tokens, shape, element)?;
+            let call: Call = Box::new(move |kernels| {
+                dequantize(kernels, &weight.weight(), 0, dense.operand_mut())?;
+                product.run(kernels, lora_linear::Weight::Dense(dense.operand()))
+            });
+            Ok(call)
+        }),
+    }
+}
+
+/// A weight dequantized tile by tile within the product, and before it.
+pub fn compared(tokens: u32, shape: [u32; 2], element: Element) -> [Case; 2] {
+    [
+        product_case(tokens, shape, element, false),
+        dequantized_product_case(tokens, shape, element),
+    ]
+}
+
+/// Bytes of `x` and `y`.
+fn activations(tokens: u32, shape: [u32; 2], element: Element) -> u64 {
+    let features = u64::from(shape[0]) + u64::from(shape[1]);
+    element.size_in_bytes() * u64::from(tokens) * features
+}
+
+/// What a frozen product reads and writes besides its weight.
+struct Product {
+    tokens: u32,
+    out_features: u32,
+    in_features: u32,
+    x: Buffer,
+    y: Buffer,
+    workspace: Buffer,
+}
+
+impl Product {
+    fn new(device: &Device, tokens: u32, shape: [u32; 2], element: Element) -> Result<Product> {
+        let [out_features, in_features] = shape;
+        let elements = |features: u32| u64::from(tokens) * u64::from(features);
+        Ok(Product {
+            tokens,
+            out_features,
+            in_features,
+            x: device.random(element, elements(in_features))?,
+            y: device.empty(element, elements(out_features))?,
+            workspace: device.empty(Element::F32, 1)?,
+        })
+    }
+
+    fn run(&mut self, kernels: &Kernels, weight: lora_linear::Weight) -> Result<(), LaunchError> {
+        let projection = Projection {
+            weight,
+            bias: None,
+            out_features: self.out_features,
+            lora: None,
+        };
+        let output = Output {
+            y: self.y.operand_mut(),
+            h: None,
+        };
+        forward(
+            kernels,
+            self.tokens,
+            self.in_features,
+            self.x.operand(),
+            &[projection],
+            &[output],
+            self.workspace.operand_mut(),
+        )
     }
 }
 

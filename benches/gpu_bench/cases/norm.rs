@@ -4,6 +4,7 @@ use crate::case::{Case, Scope};
 use crate::device::{Buffer, Device};
 use anyhow::Result;
 use fuselora_kernels::abi::NormShape;
+use fuselora_kernels::elementwise::add_assign;
 use fuselora_kernels::norm::rms_norm;
 use fuselora_kernels::{Element, Kernels, LaunchError};
 
@@ -17,6 +18,7 @@ struct Tensors {
     rstd: Buffer,
 }
 
+#[derive(Clone, Copy)]
 struct Operation {
     name: &'static str,
     /// How often it reads or writes an activation.
@@ -24,77 +26,93 @@ struct Operation {
     run: fn(&mut Tensors, &Kernels) -> Result<(), LaunchError>,
 }
 
-const OPERATIONS: [Operation; 3] = [
-    Operation {
-        name: "rms_norm forward",
-        accesses: 2,
-        run: |t, kernels| {
-            rms_norm::forward(
-                kernels,
-                t.shape,
-                t.x.operand(),
-                t.weight.operand(),
-                t.y.operand_mut(),
-                t.rstd.operand_mut(),
-            )
-        },
+const FORWARD: Operation = Operation {
+    name: "rms_norm forward",
+    accesses: 2,
+    run: |t, kernels| {
+        rms_norm::forward(
+            kernels,
+            t.shape,
+            t.x.operand(),
+            t.weight.operand(),
+            t.y.operand_mut(),
+            t.rstd.operand_mut(),
+        )
     },
-    Operation {
-        name: "rms_norm forward, residual added",
-        accesses: 4,
-        run: |t, kernels| {
-            rms_norm::forward_add(
-                kernels,
-                t.shape,
-                t.x.operand(),
-                t.delta.operand(),
-                t.sum.operand_mut(),
-                t.weight.operand(),
-                t.y.operand_mut(),
-                t.rstd.operand_mut(),
-            )
-        },
+};
+const FORWARD_ADD: Operation = Operation {
+    name: "rms_norm forward, residual added",
+    accesses: 4,
+    run: |t, kernels| {
+        rms_norm::forward_add(
+            kernels,
+            t.shape,
+            t.x.operand(),
+            t.delta.operand(),
+            t.sum.operand_mut(),
+            t.weight.operand(),
+            t.y.operand_mut(),
+            t.rstd.operand_mut(),
+        )
     },
-    Operation {
-        name: "rms_norm backward",
-        accesses: 4,
-        run: |t, kernels| {
-            rms_norm::backward(
-                kernels,
-                t.shape,
-                t.delta.operand(),
-                t.x.operand(),
-                t.rstd.operand(),
-                t.weight.operand(),
-                t.sum.operand_mut(),
-            )
-        },
+};
+const ADD_FORWARD: Operation = Operation {
+    name: "add_assign, rms_norm forward",
+    accesses: 3 + FORWARD.accesses,
+    run: |t, kernels| {
+        add_assign(kernels, t.delta.operand(), t.x.operand_mut())?;
+        (FORWARD.run)(t, kernels)
     },
-];
+};
+const BACKWARD: Operation = Operation {
+    name: "rms_norm backward",
+    accesses: 4,
+    run: |t, kernels| {
+        rms_norm::backward(
+            kernels,
+            t.shape,
+            t.delta.operand(),
+            t.x.operand(),
+            t.rstd.operand(),
+            t.weight.operand(),
+            t.sum.operand_mut(),
+        )
+    },
+};
 
 pub fn cases(scope: Scope) -> Vec<Case> {
-    let [tokens, width]: [u32; 2] = match scope {
+    let shape: [u32; 2] = match scope {
         Scope::Tiny => [9, 72],
         Scope::Quick | Scope::Full => [16384, 4096],
     };
-    let elements = u64::from(tokens) * u64::from(width);
     let mut cases = Vec::new();
-    for operation in &OPERATIONS {
-        cases.extend(scope.storage().iter().map(|&element| Case {
-            name: operation.name,
-            shape: vec![tokens, width],
-            element,
-            bytes: operation.accesses * elements * element.size_in_bytes(),
-            flops: 0,
-            make: Box::new(move |device| {
-                let mut tensors = Tensors::new(device, [tokens, width], element)?;
-                Ok(Box::new(move |kernels| {
-                    (operation.run)(&mut tensors, kernels)
-                }))
-            }),
-        }));
+    for operation in [FORWARD, FORWARD_ADD, ADD_FORWARD, BACKWARD] {
+        let storage = scope.storage().iter();
+        cases.extend(storage.map(|&element| operation.case(shape, element)));
     }
     cases
+}
+
+/// The residual added within the norm, and before it.
+pub fn compared(shape: [u32; 2], element: Element) -> [Case; 2] {
+    [FORWARD_ADD, ADD_FORWARD].map(|operation| operation.case(shape, element))
+}
+
+impl Operation {
+    fn case(self, shape: [u32; 2], element: Element) -> Case {
+        let elements = u64::from(shape[0]) * u64::from(shape[1]);
+        Case {
+            name: self.name,
+            shape: shape.to_vec(),
+            element,
+            bytes: self.accesses * elements * element.size_in_bytes(),
+            flops: 0,
+            make: Box::new(move |device| {
+                let mut tensors = Tensors::new(device, shape, element)?;
+                Ok(Box::new(move |kernels| (self.run)(&mut tensors, kernels)))
+            }),
+        }
+    }
 }
 
 impl Tensors {

@@ -4,19 +4,20 @@
 //! products and an addition, each a call of its own), timed alternately in this run, and the share of the
 //! machine's matrix-product rate that each reaches.
 
+#[path = "../../../benches/lora_layer/on_cpu.rs"]
+mod layer;
+
 use criterion::{Criterion, Throughput};
 use fuselora_tensor::{
-    DType, Device, Tensor, Weight,
+    DType, Device, Tensor,
     ops::{
         attention::{self, AttentionConfig, Rows},
-        cross_entropy, elementwise,
-        lora_linear::{self, Backward, Gradients, Lora, Projection},
-        rms_norm,
+        cross_entropy, rms_norm,
         rope::{self, RopeTable},
         swiglu,
     },
-    philox,
 };
+use layer::Layer;
 use std::{
     hint::black_box,
     time::{Duration, Instant},
@@ -24,130 +25,27 @@ use std::{
 
 const TOKENS: usize = 1024;
 const RANK: usize = 8;
-const SCALING: f32 = 2.0;
 
 fn random(device: &Device, shape: &[usize]) -> Tensor {
-    let count: usize = shape.iter().product();
-    let values: Vec<f32> = (0..count as u32)
-        .map(|i| philox::uniform(philox::philox4x32_10([1, 2], [i, 0, 0, 0])[0]) - 0.5)
-        .collect();
-    Tensor::from_f32(device, shape, &values).unwrap()
+    layer::random(device, shape).unwrap()
 }
 
-/// A linear layer with its update, and what its backward pass needs.
-struct Layer {
+/// A layer of the model, and what it is called.
+struct Named {
     name: &'static str,
-    x: Tensor,
-    w: Weight,
-    a: Tensor,
-    b: Tensor,
-    dy: Tensor,
-    da: Tensor,
-    db: Tensor,
+    layer: Layer,
+    flops: f64,
 }
 
-impl Layer {
-    fn new(
-        device: &Device,
-        name: &'static str,
-        tokens: usize,
-        in_features: usize,
-        out_features: usize,
-    ) -> Layer {
-        Layer {
+impl Named {
+    fn new(name: &'static str, [tokens, in_features, out_features]: [usize; 3]) -> Named {
+        let extents = [tokens, in_features, out_features, RANK];
+        Named {
             name,
-            x: random(device, &[tokens, in_features]),
-            w: Weight::Dense(random(device, &[out_features, in_features])),
-            a: random(device, &[RANK, in_features]),
-            b: random(device, &[out_features, RANK]),
-            dy: random(device, &[tokens, out_features]),
-            da: Tensor::zeros(device, [RANK, in_features], DType::F32).unwrap(),
-            db: Tensor::zeros(device, [out_features, RANK], DType::F32).unwrap(),
+            layer: Layer::new(&Device::cpu(), extents).unwrap(),
+            flops: 2.0 * (tokens * in_features * out_features) as f64,
         }
     }
-
-    fn flops(&self) -> f64 {
-        2.0 * (self.x.shape()[0] * self.w.in_features() * self.w.out_features()) as f64
-    }
-
-    fn projection(&self) -> Projection<'_> {
-        Projection {
-            weight: &self.w,
-            bias: None,
-            lora: Some(Lora {
-                a: &self.a,
-                b: &self.b,
-                scaling: SCALING,
-                dropout: None,
-            }),
-        }
-    }
-
-    fn fused(&self) -> Tensor {
-        lora_linear::forward(&self.x, &[self.projection()])
-            .unwrap()
-            .remove(0)
-            .y
-    }
-
-    fn unfused(&self) -> Tensor {
-        let mut y = linear(&self.x, &self.w);
-        let h = matmul(&self.x, &self.a);
-        let mut update = matmul(&h, &self.b);
-        elementwise::scale(&mut update, SCALING).unwrap();
-        elementwise::add_assign(&mut y, &update).unwrap();
-        y
-    }
-
-    fn backward(&mut self, h: &Tensor) -> Option<Tensor> {
-        let lora = Some(Lora {
-            a: &self.a,
-            b: &self.b,
-            scaling: SCALING,
-            dropout: None,
-        });
-        let item = Backward {
-            projection: Projection {
-                weight: &self.w,
-                bias: None,
-                lora,
-            },
-            dy: &self.dy,
-            h: Some(h),
-            gradients: Some(Gradients {
-                a: &mut self.da,
-                b: &mut self.db,
-            }),
-        };
-        lora_linear::backward(&self.x, vec![item], true).unwrap()
-    }
-}
-
-fn linear(x: &Tensor, weight: &Weight) -> Tensor {
-    lora_linear::forward(
-        x,
-        &[Projection {
-            weight,
-            bias: None,
-            lora: None,
-        }],
-    )
-    .unwrap()
-    .remove(0)
-    .y
-}
-
-/// `x · mᵀ` by the same product as the fused operation's.
-fn matmul(x: &Tensor, m: &Tensor) -> Tensor {
-    let (rows, columns, depth) = (x.shape()[0], m.shape()[0], m.shape()[1]);
-    let mut y = Tensor::empty(x.device(), [rows, columns], DType::F32).unwrap();
-    product(
-        y.as_f32_mut().unwrap(),
-        x.as_f32().unwrap(),
-        m.as_f32().unwrap(),
-        [rows, columns, depth],
-    );
-    y
 }
 
 /// `y = x · mᵀ` on all cores by the gemm crate itself: the machine's matrix-product rate.
@@ -193,7 +91,7 @@ fn fastest<const N: usize>(mut bodies: [&mut dyn FnMut(); N]) -> [Duration; N] {
     best
 }
 
-fn compare(layers: &mut [Layer]) {
+fn compare(layers: &mut [Named]) {
     const N: usize = 512;
     let (x, m, mut y) = (vec![0.5; N * N], vec![0.25; N * N], vec![0.0; N * N]);
     let rate = |flops: f64, time: Duration| flops / time.as_secs_f64() / 1e9;
@@ -204,24 +102,20 @@ fn compare(layers: &mut [Layer]) {
     println!(
         "layer                  | unfused ms | fused ms | ratio | peak GFLOP/s | forward share | backward ms | backward share"
     );
-    for layer in layers {
-        let h = lora_linear::forward(&layer.x, &[layer.projection()])
-            .unwrap()
-            .remove(0)
-            .h
-            .unwrap();
+    for Named { name, layer, flops } in layers {
+        let [_, h] = layer.fused_forward().unwrap();
         let [peak, unfused, fused] = fastest([
             &mut || product(&mut y, &x, &m, [N, N, N]),
-            &mut || drop(black_box(layer.unfused())),
-            &mut || drop(black_box(layer.fused())),
+            &mut || drop(black_box(layer.unfused_forward())),
+            &mut || drop(black_box(layer.fused_forward())),
         ]);
-        let [backward] = fastest([&mut || drop(black_box(layer.backward(&h)))]);
+        let [backward] = fastest([&mut || drop(black_box(layer.fused_backward(&h)))]);
         let peak = rate(2.0 * (N * N * N) as f64, peak);
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
-        let share = |time: Duration| 100.0 * rate(layer.flops(), time) / peak;
+        let share = |time: Duration| 100.0 * rate(*flops, time) / peak;
         println!(
             "{:<22} | {:>10.3} | {:>8.3} | {:>5.2} | {peak:>12.0} | {:>11.0} % | {:>11.3} | {:>12.0} %",
-            layer.name,
+            name,
             ms(unfused),
             ms(fused),
             ms(unfused) / ms(fused),
@@ -306,11 +200,11 @@ fn others(criterion: &mut Criterion, device: &Device) {
 fn main() {
     let device = Device::cpu();
     let mut layers = [
-        Layer::new(&device, "q, o      576 to   576", TOKENS, 576, 576),
-        Layer::new(&device, "k, v      576 to   192", TOKENS, 576, 192),
-        Layer::new(&device, "gate, up  576 to  1536", TOKENS, 576, 1536),
-        Layer::new(&device, "down     1536 to   576", TOKENS, 1536, 576),
-        Layer::new(&device, "1 token   576 to  1536", 1, 576, 1536),
+        Named::new("q, o      576 to   576", [TOKENS, 576, 576]),
+        Named::new("k, v      576 to   192", [TOKENS, 576, 192]),
+        Named::new("gate, up  576 to  1536", [TOKENS, 576, 1536]),
+        Named::new("down     1536 to   576", [TOKENS, 1536, 576]),
+        Named::new("1 token   576 to  1536", [1, 576, 1536]),
     ];
     let mut criterion = Criterion::default()
         .without_plots()
@@ -318,11 +212,11 @@ fn main() {
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(400))
         .configure_from_args();
-    for layer in &layers {
-        let mut group = criterion.benchmark_group(layer.name);
-        group.throughput(Throughput::Elements(layer.flops() as u64));
-        group.bench_function("fused", |b| b.iter(|| layer.fused()));
-        group.bench_function("unfused", |b| b.iter(|| layer.unfused()));
+    for Named { name, layer, flops } in &layers {
+        let mut group = criterion.benchmark_group(*name);
+        group.throughput(Throughput::Elements(*flops as u64));
+        group.bench_function("fused", |b| b.iter(|| layer.fused_forward().unwrap()));
+        group.bench_function("unfused", |b| b.iter(|| layer.unfused_forward().unwrap()));
         group.finish();
     }
     others(&mut criterion, &device);
