@@ -252,6 +252,18 @@ pub(crate) fn blocks(
     }
 }
 
+/// Checks the length of a row along which a kernel counts in 32 bits, and past its end by a stride.
+pub(crate) fn check_row(parameter: &'static str, elements: u64) -> Result<(), LaunchError> {
+    match elements <= 1 << 31 {
+        true => Ok(()),
+        false => Err(LaunchError::Parameter {
+            parameter,
+            found: elements,
+            expected: "a row has at most 2^31 elements",
+        }),
+    }
+}
+
 /// The most blocks along x.
 pub(crate) const GRID_X: u32 = i32::MAX as u32;
 /// The most blocks along y or z.

@@ -129,7 +129,7 @@ impl<'a> Operand<'a> {
         self.address.is_multiple_of(bytes)
     }
 
-    /// Checks the storage type and the number of elements.
+    /// Checks the storage type, the number of elements, and that the first is where one can be.
     pub(crate) fn check(
         &self,
         tensor: &'static str,
@@ -150,7 +150,11 @@ impl<'a> Operand<'a> {
                 found: self.len,
             });
         }
-        Ok(())
+        // A view may start anywhere in a tensor, but not within an element.
+        match self.is_empty() {
+            true => Ok(()),
+            false => self.check_aligned(tensor, element.size_in_bytes()),
+        }
     }
 
     /// Checks that it starts at a multiple of `bytes`, as accesses of that width need.

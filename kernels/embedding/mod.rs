@@ -1,7 +1,7 @@
 //! Rows by index. Launches `embedding.cu`.
 
 use crate::abi::{EMBEDDING_THREADS, EmbeddingShape};
-use crate::launch::{GRID_X, GRID_YZ, blocks, launch};
+use crate::launch::{GRID_X, GRID_YZ, blocks, check_row, launch};
 use crate::modules;
 use crate::{Element, Kernels, LaunchError, Operand, OperandMut};
 
@@ -92,6 +92,7 @@ fn grid(
     rows_name: &'static str,
 ) -> Result<Option<(u32, u32, u32)>, LaunchError> {
     let width = u64::from(shape.width);
+    check_row("width", width)?;
     table.check("table", table.element(), u64::from(shape.rows) * width)?;
     ids.check("ids", Element::U32, ids.len())?;
     rows.check(rows_name, table.element(), ids.len() * width)?;

@@ -1,7 +1,7 @@
 //! Cross-entropy. Launches `cross_entropy.cu`.
 
 use crate::abi::CROSS_ENTROPY_THREADS;
-use crate::launch::{GRID_X, blocks, launch};
+use crate::launch::{GRID_X, blocks, check_row, launch};
 use crate::modules;
 use crate::{Element, Kernels, LaunchError, Operand, OperandMut};
 
@@ -86,6 +86,7 @@ fn grid(
     total: Operand,
 ) -> Result<Option<u32>, LaunchError> {
     let n = targets.len();
+    check_row("vocab", vocab.into())?;
     targets.check("targets", Element::U32, n)?;
     logits.check("logits", logits.element(), n * u64::from(vocab))?;
     losses.check("losses", Element::F32, n)?;

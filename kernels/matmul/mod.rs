@@ -2,7 +2,7 @@
 
 use crate::abi::{MATMUL_THREADS, MATMUL_TILE, MatmulShape};
 use crate::gemm::{ByTile, are_aligned, by_tile};
-use crate::launch::{GRID_X, GRID_YZ, blocks};
+use crate::launch::{GRID_X, GRID_YZ, blocks, check_row};
 use crate::modules::{self, Kernel};
 use crate::{Element, Kernels, LaunchError, Operand, OperandMut};
 use cudarc::driver::{CudaFunction, LaunchConfig, PushKernelArg};
@@ -50,6 +50,9 @@ pub fn matmul(
     c: OperandMut,
 ) -> Result<(), LaunchError> {
     let [m, n, k] = [shape.m, shape.n, shape.k].map(u64::from);
+    for (extent, elements) in [("m", m), ("n", n), ("k", k)] {
+        check_row(extent, elements)?;
+    }
     let element = match layout {
         Layout::Tn => Element::F32,
         Layout::Nn | Layout::Nt => a.element(),

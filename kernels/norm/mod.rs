@@ -7,7 +7,7 @@ pub mod layer_norm;
 pub mod rms_norm;
 
 use crate::abi::{NORM_COLUMNS, NORM_MAX_THREADS, NORM_ROW_LANES, NormShape};
-use crate::launch::{GRID_X, blocks};
+use crate::launch::{GRID_X, blocks, check_row};
 use crate::{Element, LaunchError, Operand};
 
 type Dim = (u32, u32, u32);
@@ -18,6 +18,7 @@ fn check_activations(
     tensors: &[(&'static str, &Operand)],
 ) -> Result<(), LaunchError> {
     let elements = u64::from(shape.tokens) * u64::from(shape.width);
+    check_row("width", shape.width.into())?;
     for &(name, tensor) in tensors {
         tensor.check(name, tensors[0].1.element(), elements)?;
         tensor.check_aligned(name, 16)?;

@@ -1,7 +1,7 @@
 //! Rotary position embedding. Launches `rope.cu`.
 
 use crate::abi::{ROPE_THREADS, RopeShape};
-use crate::launch::{GRID_X, blocks, launch};
+use crate::launch::{GRID_X, blocks, check_row, launch};
 use crate::modules;
 use crate::{Element, Kernels, LaunchError, Operand, OperandMut};
 
@@ -30,6 +30,7 @@ pub fn rope(
             expected: "it must be at most half of head_dim",
         });
     }
+    check_row("heads times head_dim", heads * head_dim)?;
     positions.check("positions", Element::U32, positions.len())?;
     x.check("x", x.element(), positions.len() * heads * head_dim)?;
     cos.check("cos", Element::F32, rows * half)?;

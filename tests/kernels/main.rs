@@ -20,6 +20,7 @@ mod optimizer;
 mod refusals;
 mod rope;
 mod storage;
+mod views;
 
 use fuselora_kernels::modules;
 use std::process::Command;

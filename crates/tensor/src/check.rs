@@ -59,6 +59,18 @@ impl Tensor {
         }
     }
 
+    /// The extents of activations, of one token at least; `expected` describes them in the error.
+    pub(crate) fn tokens(&self, name: &str, expected: &str) -> Result<(usize, usize)> {
+        match self.matrix(name, expected)? {
+            (0, _) => Err(Error::Shape {
+                name: name.into(),
+                expected: format!("{expected} of at least one token"),
+                found: self.shape().clone(),
+            }),
+            extents => Ok(extents),
+        }
+    }
+
     /// The length of a vector; `expected` describes it in the error, as in `[tokens]`.
     pub(crate) fn vector(&self, name: &str, expected: &str) -> Result<usize> {
         match **self.shape() {

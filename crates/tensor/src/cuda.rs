@@ -267,17 +267,17 @@ impl LargestIndex {
     }
 }
 
-/// Extents as kernels take them.
-pub(crate) fn extents<const N: usize>(extents: [usize; N]) -> Result<[u32; N]> {
-    let mut narrow = [0; N];
-    for (narrow, extent) in narrow.iter_mut().zip(extents) {
-        *narrow = u32::try_from(extent).map_err(|_| {
-            Error::Argument(format!(
-                "an extent of {extent} is beyond what kernels count"
-            ))
-        })?;
+/// Kernels count so far along an extent: indices in 32 bits go past it by a stride.
+const LARGEST_EXTENT: usize = 1 << 31;
+
+/// The extents of a tensor, or of what it is called with, as kernels take them.
+pub(crate) fn extents<const N: usize>(name: &str, extents: [usize; N]) -> Result<[u32; N]> {
+    match extents.iter().find(|&&extent| extent > LARGEST_EXTENT) {
+        Some(extent) => Err(Error::Argument(format!(
+            "{name}: an extent of {extent} is more than kernels count, {LARGEST_EXTENT}"
+        ))),
+        None => Ok(extents.map(|extent| extent as u32)),
     }
-    Ok(narrow)
 }
 
 fn element(dtype: DType) -> Element {

@@ -664,3 +664,19 @@ fn a_driver_that_is_too_old_is_one_sentence() {
     let expected = "the NVIDIA driver supports CUDA 12.8, which is older than the kernels' PTX 9.0: update the driver";
     assert!(message.contains(expected), "{message}");
 }
+
+/// A rank that kernels do not take is refused before anything is computed.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_rank_above_a_devices_limit_is_one_sentence() {
+    let Some(case) = case("llama-lora") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let mut command = train(&case.join("base"), &case.join("train.jsonl"), &output);
+    let message = complaint(command.args(["--device", "sim", "--rank", "257"]));
+    let expected = "has rank 257, and cuda:0 takes ranks up to 256: lower it, or use the CPU";
+    assert!(message.contains(expected), "{message}");
+    assert!(!output.exists());
+}

@@ -15,7 +15,7 @@ pub fn forward(logits: &Tensor, targets: &Tensor, loss: &mut Tensor) -> Result<(
     let vocab = checked(logits, targets, loss)?;
     #[cfg(feature = "cuda")]
     if !logits.device().is_cpu() {
-        let [vocab] = crate::cuda::extents([vocab])?;
+        let [vocab] = crate::cuda::extents("logits", [vocab])?;
         let mut losses = Tensor::workspace(logits.device(), targets.shape(), DType::F32)?;
         return logits.device().launch(|kernels| {
             fuselora_kernels::loss::cross_entropy_forward(
@@ -67,7 +67,7 @@ pub fn forward_backward(
     grad_scale.check_device("grad_scale", targets.device())?;
     #[cfg(feature = "cuda")]
     if !targets.device().is_cpu() {
-        let [vocab] = crate::cuda::extents([vocab])?;
+        let [vocab] = crate::cuda::extents("logits", [vocab])?;
         let mut losses = Tensor::workspace(targets.device(), targets.shape(), DType::F32)?;
         return targets.device().launch(|kernels| {
             fuselora_kernels::loss::cross_entropy_backward(

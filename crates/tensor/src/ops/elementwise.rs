@@ -10,26 +10,31 @@ const CHUNK: usize = 1 << 14;
 /// # Errors
 /// On shapes, data types and devices that do not fit.
 pub fn add_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
-    add_scaled(y, 1.0, x)
-}
-
-/// `y -= x`, of equal shapes, F32.
-///
-/// # Errors
-/// When shapes differ or a tensor is not F32.
-pub fn subtract_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
-    add_scaled(y, -1.0, x)
-}
-
-fn add_scaled(y: &mut Tensor, factor: f32, x: &Tensor) -> Result<()> {
-    x.check_shape("x", y.shape())?;
-    x.check_device("x", y.device())?;
+    check_alike(y, x)?;
     #[cfg(feature = "cuda")]
     if !x.device().is_cpu() {
         return x.device().launch(|kernels| {
             fuselora_kernels::elementwise::add_assign(kernels, x.operand(), y.operand_mut())
         });
     }
+    add_scaled(y, 1.0, x)
+}
+
+/// `y -= x`, of equal shapes, F32.
+///
+/// # Errors
+/// When shapes differ, or a tensor is not F32 or not on the CPU.
+pub fn subtract_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
+    check_alike(y, x)?;
+    add_scaled(y, -1.0, x)
+}
+
+fn check_alike(y: &Tensor, x: &Tensor) -> Result<()> {
+    x.check_shape("x", y.shape())?;
+    x.check_device("x", y.device())
+}
+
+fn add_scaled(y: &mut Tensor, factor: f32, x: &Tensor) -> Result<()> {
     let (x, y) = (x.f32("x")?, y.f32_mut("y")?);
     parallel::for_each(
         y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)),

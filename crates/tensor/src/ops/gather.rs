@@ -110,7 +110,7 @@ mod on_cuda {
     use fuselora_kernels::abi::EmbeddingShape;
 
     pub fn shape(rows: usize, width: usize) -> Result<EmbeddingShape> {
-        let [rows, width] = extents([rows, width])?;
+        let [rows, width] = extents("table", [rows, width])?;
         Ok(EmbeddingShape { rows, width })
     }
 

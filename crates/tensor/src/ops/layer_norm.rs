@@ -278,7 +278,7 @@ impl Statistics {
 }
 
 fn checked(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<(usize, usize)> {
-    let (tokens, width) = x.matrix("x", "[tokens, width]")?;
+    let (tokens, width) = x.tokens("x", "[tokens, width]")?;
     weight.check_shape("weight", &[width])?;
     bias.check_shape("bias", &[width])?;
     check::devices(x.device(), [("weight", weight), ("bias", bias)])?;

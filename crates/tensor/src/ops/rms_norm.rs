@@ -263,7 +263,7 @@ pub fn backward(
 }
 
 fn checked(x: &Tensor, weight: &Tensor) -> Result<(usize, usize)> {
-    let (tokens, width) = x.matrix("x", "[tokens, width]")?;
+    let (tokens, width) = x.tokens("x", "[tokens, width]")?;
     weight.check_shape("weight", &[width])?;
     weight.check_device("weight", x.device())?;
     if width == 0 {
@@ -280,7 +280,7 @@ pub(super) fn norm_shape(
     width: usize,
     eps: f32,
 ) -> Result<fuselora_kernels::abi::NormShape> {
-    let [tokens, width] = crate::cuda::extents([tokens, width])?;
+    let [tokens, width] = crate::cuda::extents("x", [tokens, width])?;
     Ok(fuselora_kernels::abi::NormShape { tokens, width, eps })
 }
 

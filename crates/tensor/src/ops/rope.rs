@@ -66,7 +66,7 @@ fn rotate(
     table: &RopeTable,
     direction: f32,
 ) -> Result<()> {
-    let (tokens, width) = x.matrix("x", "[tokens, heads * head_dim]")?;
+    let (tokens, width) = x.tokens("x", "[tokens, heads * head_dim]")?;
     let (rows, half) = table.cos.matrix("cos", "[positions, rotary / 2]")?;
     table.sin.check_shape("sin", &[rows, half])?;
     if heads == 0 || !width.is_multiple_of(heads) || width / heads < 2 * half {
@@ -88,7 +88,7 @@ fn rotate(
     #[cfg(feature = "cuda")]
     if !positions.device().is_cpu() {
         let [heads, head_dim, half, table_rows] =
-            crate::cuda::extents([heads, width / heads, half, rows])?;
+            crate::cuda::extents("x", [heads, width / heads, half, rows])?;
         let shape = fuselora_kernels::abi::RopeShape {
             heads,
             head_dim,

@@ -6,6 +6,7 @@ mod adamw_8bit;
 mod dequantized;
 mod graphs;
 mod operations;
+mod refusals;
 mod sample;
 mod storage;
 

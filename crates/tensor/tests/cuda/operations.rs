@@ -465,27 +465,6 @@ fn a_step_with_a_gradient_that_is_no_number_changes_nothing() {
 }
 
 #[test]
-fn tensors_of_two_devices_do_not_meet() {
-    let on_cpu = Tensor::full_f32(&Device::cpu(), [2, 4], 1.0).unwrap();
-    let on_cuda = on_cpu.to_device(&device()).unwrap();
-    let message = swiglu::forward(&on_cuda, &on_cpu).unwrap_err().to_string();
-    assert_eq!(message, "up: expected on cuda:0, found on the cpu");
-    let weight = Weight::Dense(on_cuda);
-    let plain = Projection {
-        weight: &weight,
-        bias: None,
-        lora: None,
-    };
-    let message = lora_linear::forward(&on_cpu, &[plain])
-        .unwrap_err()
-        .to_string();
-    assert_eq!(
-        message,
-        "projection 0: weight: expected on the cpu, found on cuda:0"
-    );
-}
-
-#[test]
 fn an_update_that_does_not_fit_is_named() {
     let zeros = |rows, columns| Tensor::zeros(&device(), [rows, columns], DType::F32).unwrap();
     let (x, weight) = (zeros(2, 4), Weight::Dense(zeros(3, 4)));

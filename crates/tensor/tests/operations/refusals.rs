@@ -5,7 +5,7 @@ use fuselora_tensor::{
     DType, Device, Error, Tensor, Weight,
     ops::{
         attention::{self, AttentionConfig, Rows},
-        cross_entropy, gather, kv_cache,
+        cross_entropy, gather, kv_cache, layer_norm,
         lora_linear::{self, Backward, Dropout, Gradients, Lora, Projection},
         optimizer::{AdamWHyper, AdamWParam, AdamWRate, AdamWRates, adamw},
         rms_norm,
@@ -304,5 +304,52 @@ fn optimizer_steps() {
     refuses(
         adamw(&mut [param], hyper, &rates, &tensor([1], &[1.0])),
         &["the rate 2", "2 rates"],
+    );
+}
+
+/// What makes a result of every token has nothing to do without one, and a call that means to is a mistake.
+#[test]
+fn no_tokens() {
+    let (none, weight) = (ones(0, 4), ones(3, 4));
+    let frozen = Weight::Dense(weight);
+    let plain = Projection {
+        weight: &frozen,
+        bias: None,
+        lora: None,
+    };
+    let message = "x: expected shape [tokens, in_features] of at least one token, found [0, 4]";
+    refuses(lora_linear::forward(&none, &[plain]), &[message]);
+    let item = Backward {
+        projection: plain,
+        dy: &ones(0, 3),
+        h: None,
+        gradients: None,
+    };
+    refuses(lora_linear::backward(&none, vec![item], true), &[message]);
+    refuses(
+        rms_norm::forward(&none, &tensor([4], &[1.0; 4]), 1e-5),
+        &["x", "[tokens, width] of at least one token"],
+    );
+    let scale = tensor([4], &[1.0; 4]);
+    refuses(
+        layer_norm::forward(&none, &scale, &scale, 1e-5),
+        &["x", "[tokens, width] of at least one token"],
+    );
+    let table = RopeTable::new(&Device::cpu(), &[1.0, 0.1], 8, 1.0).unwrap();
+    refuses(
+        rope::apply(&mut ones(0, 8), 2, &indices(&[]), &table),
+        &["x", "of at least one token"],
+    );
+    let rows = Rows::new(&Device::cpu(), &[]).unwrap();
+    let config = AttentionConfig {
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 4,
+        scale: 1.0,
+        window: None,
+    };
+    refuses(
+        attention::forward(&none, &none, &none, &rows, &rows, &config),
+        &["q", "of at least one token"],
     );
 }

@@ -5,6 +5,7 @@ mod pass;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use fuselora_tensor::ops::lora_linear;
 use fuselora_tensor::{Purpose, Tensor, Weight};
 
 use crate::adapter::{Adapter, AdapterConfig, Form, LoraWeights, Trained};
@@ -43,13 +44,29 @@ struct Derived {
     table: OnceLock<Weight>,
 }
 
+/// That the model's device takes every rank.
+fn check_ranks(adapter: &Adapter, model: &Model) -> Result<()> {
+    let largest = lora_linear::LARGEST_CUDA_RANK;
+    let mut updates = adapter.modules.iter();
+    match updates.find(|(_, update)| update.rank > largest) {
+        Some((module, update)) if !model.device().is_cpu() => Err(Error::Adapter(format!(
+            "`{module}` has rank {}, and {} takes ranks up to {largest}: lower it, or use the CPU",
+            update.rank,
+            model.device(),
+        ))),
+        _ => Ok(()),
+    }
+}
+
 impl Lora {
     /// Binds an adapter to a model.
     ///
     /// # Errors
-    /// When the adapter has a module that the model has not, or its initialisation needs another weight than it finds.
+    /// When the adapter has a module that the model has not, a rank is higher than the model's device takes, or its
+    /// initialisation needs another weight than it finds.
     pub fn bind(mut adapter: Adapter, model: &Model) -> Result<Lora> {
         let modules = model.modules();
+        check_ranks(&adapter, model)?;
         adapter.leave_bases(model)?;
         let mut slots: Vec<Slot> = modules
             .iter()

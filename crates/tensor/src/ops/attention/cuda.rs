@@ -9,14 +9,15 @@ fn call<'a>(
     kv_rows: &'a Rows,
 ) -> Result<Attention<'a>> {
     let rows = |rows: &'a Rows| -> Result<attention::Rows<'a>> {
-        let [total, max_len] = extents([rows.total(), rows.max_len()])?;
+        let [total, max_len] = extents("rows", [rows.total(), rows.max_len()])?;
         Ok(attention::Rows {
             cu_seqlens: rows.cu_seqlens().operand(),
             total,
             max_len,
         })
     };
-    let [heads, kv_heads, head_dim] = extents([config.heads, config.kv_heads, config.head_dim])?;
+    let [heads, kv_heads, head_dim] =
+        extents("q", [config.heads, config.kv_heads, config.head_dim])?;
     Ok(Attention {
         heads,
         kv_heads,

@@ -212,6 +212,7 @@ impl AttentionConfig {
             return refuse("a window of 0 leaves no key to see".into());
         }
         q.check_shape("q", &[q_rows.total(), heads * head_dim])?;
+        q.tokens("q", "[tokens, heads * head_dim]")?;
         let (kv_tokens, _) = k.matrix("k", "[kv_tokens, kv_heads * head_dim]")?;
         k.check_shape("k", &[kv_tokens.max(kv_rows.total()), kv_heads * head_dim])?;
         v.check_shape("v", k.shape())?;

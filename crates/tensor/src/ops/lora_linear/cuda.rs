@@ -1,10 +1,12 @@
 use super::{Backward, Lora, Output, Projection};
 use crate::{DType, Purpose, Result, Tensor, Weight, cuda::extents};
 use fuselora_kernels::{
-    abi::MatmulShape,
+    abi::{LORA_MAX_RANK, MatmulShape},
     lora_linear as kernel,
     matmul::{Layout, matmul},
 };
+
+const _: () = assert!(super::LARGEST_CUDA_RANK == LORA_MAX_RANK as usize);
 
 /// From so many tokens on, weights in NF4 are dequantized to 16 bits before the product. Each tile of 128 tokens decodes
 /// the weight anew where it is not; dequantizing it once costs two bytes an element to write and one more time to read,
@@ -120,7 +122,7 @@ pub(super) fn backward(
 /// `scaling·(B·A) + W`, in F32.
 pub(super) fn merge(weight: &Weight, lora: &Lora) -> Result<Tensor> {
     let (out_features, in_features) = weight.matrix("weight")?;
-    let [m, n, k] = extents([out_features, in_features, lora.rank()])?;
+    let [m, n, k] = extents("weight", [out_features, in_features, lora.rank()])?;
     let mut merged = Tensor::empty(weight.device(), weight.shape(), DType::F32)?;
     weight.device().launch(|kernels| {
         let (a, b) = (lora.a.operand(), lora.b.operand());
@@ -138,15 +140,15 @@ pub(super) fn merge(weight: &Weight, lora: &Lora) -> Result<Tensor> {
 
 fn activations(x: &Tensor) -> Result<[u32; 2]> {
     let (tokens, in_features) = x.matrix("x", "[tokens, in_features]")?;
-    extents([tokens, in_features])
+    extents("x", [tokens, in_features])
 }
 
 impl Projection<'_> {
     /// For a kernel, with `dequantized` in place of the weight where there is one.
     fn operands<'a>(&'a self, dequantized: Option<&'a Tensor>) -> Result<kernel::Projection<'a>> {
-        let [out_features] = extents([self.weight.out_features()])?;
+        let [out_features] = extents("weight", [self.weight.out_features()])?;
         let lora = self.lora.as_ref().map(|lora| {
-            let [rank] = extents([lora.rank()])?;
+            let [rank] = extents("lora_a", [lora.rank()])?;
             Ok(kernel::Lora {
                 a: lora.a.operand(),
                 b: lora.b.operand(),

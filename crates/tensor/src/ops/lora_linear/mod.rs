@@ -15,6 +15,9 @@ pub use dropout::Dropout;
 use crate::{DType, Error, Result, Tensor, Weight, parallel};
 use rayon::prelude::*;
 
+/// The highest rank that a CUDA device takes; the CPU takes any.
+pub const LARGEST_CUDA_RANK: usize = 256;
+
 /// One linear layer.
 #[derive(Clone, Copy)]
 pub struct Projection<'a> {
@@ -74,7 +77,7 @@ pub struct Backward<'a> {
 /// # Errors
 /// On shapes and data types that do not fit.
 pub fn forward(x: &Tensor, projections: &[Projection]) -> Result<Vec<Output>> {
-    let (tokens, _) = x.matrix("x", "[tokens, in_features]")?;
+    let (tokens, _) = x.tokens("x", "[tokens, in_features]")?;
     for (index, projection) in projections.iter().enumerate() {
         projection.check(index, x)?;
     }
@@ -111,7 +114,7 @@ pub fn forward(x: &Tensor, projections: &[Projection]) -> Result<Vec<Output>> {
 /// # Errors
 /// When `h` is missing where a projection has an update, and on shapes and data types that do not fit.
 pub fn backward(x: &Tensor, mut items: Vec<Backward>, need_dx: bool) -> Result<Option<Tensor>> {
-    let (tokens, _) = x.matrix("x", "[tokens, in_features]")?;
+    let (tokens, _) = x.tokens("x", "[tokens, in_features]")?;
     for (index, item) in items.iter().enumerate() {
         item.check(index, x, tokens)?;
     }
