@@ -5,7 +5,7 @@ mod reference;
 
 use crate::device::Device;
 use crate::storage::Storage;
-use case::{Case, Layer, case, on_device};
+use case::{Case, Layer, Results, case, on_device};
 use cudarc::driver::CudaSlice;
 use fuselora_kernels::lora_linear::{Dropout, Lora, Output, Projection, Weight, forward};
 use fuselora_kernels::{Element, Operand, OperandMut};
@@ -88,21 +88,25 @@ fn check(
     Ok(())
 }
 
-/// Holds a case against f64. A sum of n products keeps an error below (n + 1) u times the sum of
+/// Holds a case against f64, and a second run, its blocks and warps in another order, against the first.
+fn agrees<T: Storage>(case: &Case) -> Result<(), TestCaseError> {
+    let first = agrees_in_one_order::<T>(case)?;
+    let data = case.data::<T>();
+    let x = case.stored::<T>(0, case.tokens * case.in_features);
+    let again = on_device::<T>(&Device::open(), case, &data, &x, !case.seed)?;
+    prop_assert_eq!(&first, &again, "another order, other bits");
+    Ok(())
+}
+
+/// Holds a case against f64, and returns what the device computed. A sum of n products keeps an error below (n + 1) u times the sum of
 /// their magnitudes in any order, with u half of f32's epsilon. Beside activations of 16 bits, a factor of
 /// the update is rounded to tf32 each time that it meets tensor cores. A result of the storage type is
 /// rounded once more, and so is an NF4 weight beside activations of 16 bits.
-fn agrees<T: Storage>(case: &Case) -> Result<(), TestCaseError> {
+fn agrees_in_one_order<T: Storage>(case: &Case) -> Result<(Vec<Results>, Vec<f32>), TestCaseError> {
     let device = Device::open();
     let x = case.stored::<T>(0, case.tokens * case.in_features);
     let data = case.data::<T>();
     let (results, dx) = on_device::<T>(&device, case, &data, &x, case.seed)?;
-    let again = on_device::<T>(&device, case, &data, &x, !case.seed)?;
-    prop_assert_eq!(
-        &(results.clone(), dx.clone()),
-        &again,
-        "another order, other bits"
-    );
 
     let sums = |terms: usize| (terms + 8) as f64 * f32::ROUNDING;
     let low_rank = match T::ELEMENT {
@@ -162,7 +166,8 @@ fn agrees<T: Storage>(case: &Case) -> Result<(), TestCaseError> {
             sums(all_outs + o) + 3.0 * low_rank,
         );
     }
-    check("dx", &dx, &dx_exact, |e| stored(dx_exact[e], dx_bound[e]))
+    check("dx", &dx, &dx_exact, |e| stored(dx_exact[e], dx_bound[e]))?;
+    Ok((results, dx))
 }
 
 proptest! {
@@ -195,11 +200,16 @@ proptest! {
         agrees::<bf16>(&case)?;
     }
 
-    /// Every size of block, from rows of a part of one to rows of many.
+    /// Every size of block, from rows of a part of one to rows of many. The passes of an update never see a weight: it is
+    /// small here, to be added within the tile.
     #[test]
     fn agrees_in_nf4(case in case(), log2_block_size in 5u32..=12, nested: bool) {
         let nf4 = Some((1 << log2_block_size, nested));
-        let case = Case { nf4, ..case };
+        let mut case = Case { nf4, ..case };
+        case.layers.truncate(2);
+        for layer in &mut case.layers {
+            layer.rank = layer.rank.min(20);
+        }
         agrees::<f32>(&case)?;
         agrees::<f16>(&case)?;
         agrees::<bf16>(&case)?;
@@ -224,7 +234,8 @@ fn one_layer(tokens: usize, in_features: usize, out_features: usize, dropout: f3
     }
 }
 
-/// Enough tiles for the larger ones, which the extents above never reach.
+/// Enough tiles for the larger ones, which the extents above never reach. Blocks write tiles of their own, so that
+/// another order would show nothing that it does not show on fewer.
 #[test]
 fn many_tiles() {
     for nf4 in [None, Some((64, true))] {
@@ -232,18 +243,18 @@ fn many_tiles() {
             nf4,
             ..one_layer(tokens, in_features, out_features, dropout)
         };
-        agrees::<f32>(&case(9, 8135, 70, 0.0)).unwrap();
-        agrees::<f32>(&case(8135, 9, 70, 0.3)).unwrap();
-        agrees::<f16>(&case(136, 12296, 136, 0.0)).unwrap();
-        agrees::<bf16>(&case(12296, 136, 136, 0.3)).unwrap();
+        agrees_in_one_order::<f32>(&case(9, 8135, 70, 0.0)).unwrap();
+        agrees_in_one_order::<f32>(&case(8135, 9, 70, 0.3)).unwrap();
+        agrees_in_one_order::<f16>(&case(136, 12296, 136, 0.0)).unwrap();
+        agrees_in_one_order::<bf16>(&case(12296, 136, 136, 0.3)).unwrap();
     }
 }
 
 /// Enough blocks for those of a pass to cover more than one of its tiles.
 #[test]
 fn many_tiles_of_a_pass() {
-    agrees::<bf16>(&one_layer(2050, 2056, 8, 0.3)).unwrap();
-    agrees::<f16>(&one_layer(1030, 9, 2049, 0.0)).unwrap();
+    agrees_in_one_order::<bf16>(&one_layer(2050, 2056, 8, 0.3)).unwrap();
+    agrees_in_one_order::<f16>(&one_layer(1030, 9, 2049, 0.0)).unwrap();
 }
 
 #[test]
