@@ -22,7 +22,7 @@ struct Nf4Weight {
 
 // Threads per block of nf4_dequantize_*, and 16-byte stores per thread.
 constexpr uint32_t NF4_DEQUANTIZE_THREADS = 256;
-constexpr uint32_t NF4_DEQUANTIZE_STORES = 4;
+constexpr uint32_t NF4_DEQUANTIZE_STORES = 2;
 // Elements per block of nf4_quantize_*: the largest block of the format.
 constexpr uint32_t NF4_QUANTIZE_ELEMENTS = 4096;
 constexpr uint32_t NF4_QUANTIZE_THREADS = 256;
@@ -30,6 +30,8 @@ constexpr uint32_t NF4_QUANTIZE_THREADS = 256;
 constexpr uint32_t NF4_GEMV_THREADS = 256;
 constexpr uint32_t NF4_GEMV_ROWS = 16;
 constexpr uint32_t NF4_GEMV_TOKENS = 8;
+// Blocks that a multiprocessor has at once, in f16 and bf16.
+constexpr uint32_t NF4_GEMV_BLOCKS = 2;
 // Absmax values that share one second-level absmax under double quantization.
 constexpr uint32_t NF4_NESTED_BLOCK_SIZE = 256;
 
@@ -66,8 +68,8 @@ constexpr uint32_t MATMUL_THREADS = 256;
 
 constexpr uint32_t GEMM_THREADS = 256;
 // A slice of the depth, and the slices in shared memory.
-constexpr uint32_t GEMM_DEPTH = 32;
-constexpr uint32_t GEMM_STAGES = 4;
+constexpr uint32_t GEMM_DEPTH = 64;
+constexpr uint32_t GEMM_STAGES = 3;
 // Tiles of the result.
 constexpr uint32_t GEMM_LARGE_ROWS = 128;
 constexpr uint32_t GEMM_LARGE_COLS = 256;
@@ -154,17 +156,23 @@ struct LoraSums {
     LoraSum sums[LORA_MAX_SUMS];
 };
 
-// Threads per block of every lora_linear kernel.
+// Threads per block of the lora_linear kernels, but for sums of partial results.
 constexpr uint32_t LORA_THREADS = 256;
+constexpr uint32_t LORA_SUM_THREADS = 64;
 // Ranks, and the most features with sums over tokens, of a block of a pass in f32.
 constexpr uint32_t LORA_PASS_F32_RANKS = 16;
 constexpr uint32_t LORA_PASS_F32_FEATURES = 256;
-// In f16 and bf16: tiles of the activations; ranks and the most tokens of a block; its shared memory, in bytes.
-constexpr uint32_t LORA_PASS_TILE_TOKENS = 64;
-constexpr uint32_t LORA_PASS_TILE_FEATURES = 128;
+// In f16 and bf16: ranks, the most features and the most tokens (half of them with sums over features) of a block,
+// all whole tiles of every pass; its shared memory, in bytes.
 constexpr uint32_t LORA_PASS_RANKS = 16;
+constexpr uint32_t LORA_PASS_FEATURES = 512;
 constexpr uint32_t LORA_PASS_TOKENS = 512;
-constexpr uint32_t LORA_PASS_SHARED = 99840;
+constexpr uint32_t LORA_PASS_H_SHARED = 82432;
+constexpr uint32_t LORA_PASS_DH_SHARED = 81920;
+constexpr uint32_t LORA_PASS_DH_DB_SHARED = 98304;
+constexpr uint32_t LORA_PASS_DA_SHARED = 81920;
+// Blocks are cut down to these where there are few.
+constexpr uint32_t LORA_PASS_LEAST = 128;
 // Rows of the weight of a block of the forward product for few tokens.
 constexpr uint32_t LORA_SKINNY_OUTS = 16;
 

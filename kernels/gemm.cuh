@@ -69,29 +69,29 @@ template <typename T, int EDGE, int DEPTH, bool aligned> struct FromEdgeMajor {
     static constexpr int COPIES = EDGE / STRIDE;
     static_assert(EDGE % STRIDE == 0 && STRIDE % 8 == 0, "every copy has the same place in the swizzle");
 
-    const T *rows[COPIES]; // where the thread's rows begin
-    uint32_t depth;
+    const T *next; // the thread's first chunk of the next slice
+    uint32_t row, edge, depth;
 
-    // `data` [edge, depth] from row edge0 on. Rows beyond the edge repeat the last: nobody looks at their sums.
-    __device__ FromEdgeMajor(uint64_t data, uint32_t edge, uint32_t depth, uint32_t edge0) : depth(depth) {
-#pragma unroll
-        for (int i = 0; i < COPIES; ++i) {
-            uint32_t row = min(edge0 + threadIdx.x / CHUNKS + i * STRIDE, edge - 1);
-            rows[i] = reinterpret_cast<const T *>(data) + (size_t)row * depth + threadIdx.x % CHUNKS * 8;
-        }
+    // `data` [edge, depth] from row edge0 on.
+    __device__ FromEdgeMajor(uint64_t data, uint32_t edge, uint32_t depth, uint32_t edge0)
+        : row(edge0 + threadIdx.x / CHUNKS), edge(edge), depth(depth) {
+        next = reinterpret_cast<const T *>(data) + (size_t)row * depth + threadIdx.x % CHUNKS * 8;
     }
 
-    __device__ void load(uint32_t place, uint32_t depth0) const {
+    __device__ void load(uint32_t place, uint32_t depth0) {
         uint32_t d = depth0 + threadIdx.x % CHUNKS * 8;
         uint32_t to = place + swizzled<DEPTH * sizeof(T)>(threadIdx.x / CHUNKS, threadIdx.x % CHUNKS);
 #pragma unroll
         for (int i = 0; i < COPIES; ++i) {
             uint32_t at = to + i * STRIDE * DEPTH * sizeof(T);
+            const T *from = next + (uint64_t)depth * (i * STRIDE);
+            bool exists = d < depth && row + i * STRIDE < edge;
             if (aligned)
-                copy_async(at, rows[i] + depth0, d < depth);
+                copy_async(at, from, exists);
             else
-                store_shared(at, gather(rows[i] + depth0, d < depth ? depth - d : 0));
+                store_shared(at, gather(from, exists ? depth - d : 0));
         }
+        next += DEPTH;
     }
 };
 
@@ -103,7 +103,7 @@ template <typename T, int EDGE, int DEPTH, bool aligned> struct FromDepthMajor {
     static constexpr int COPIES = DEPTH / STRIDE;
     static_assert(DEPTH % STRIDE == 0 && STRIDE % 8 == 0, "every copy has the same place in the swizzle");
 
-    const T *first;
+    const T *next; // the thread's first chunk of the next slice
     uint32_t edge, depth;
     uint32_t present; // elements that the thread's chunks have, if any
 
@@ -111,24 +111,24 @@ template <typename T, int EDGE, int DEPTH, bool aligned> struct FromDepthMajor {
         : edge(edge), depth(depth) {
         uint32_t col = edge0 + threadIdx.x % CHUNKS * 8;
         present = col < edge ? edge - col : 0;
-        // Chunks beyond the edge repeat the last: nobody looks at their sums.
-        if (aligned) col = min(col, edge - 8);
-        first = reinterpret_cast<const T *>(data) + col + (size_t)(threadIdx.x / CHUNKS) * edge;
+        next = reinterpret_cast<const T *>(data) + col + (size_t)(threadIdx.x / CHUNKS) * edge;
     }
 
-    __device__ void load(uint32_t place, uint32_t depth0) const {
-        uint32_t d = depth0 + threadIdx.x / CHUNKS;
+    __device__ void load(uint32_t place, uint32_t depth0) {
+        uint32_t left = present ? depth - depth0 - threadIdx.x / CHUNKS : 0; // rows from the thread's first on
+        if (depth0 + threadIdx.x / CHUNKS >= depth) left = 0;
         uint32_t to = place + swizzled<EDGE * sizeof(T)>(threadIdx.x / CHUNKS, threadIdx.x % CHUNKS);
-        const T *from = first + (size_t)depth0 * edge;
 #pragma unroll
-        for (int i = 0; i < COPIES; ++i, from += STRIDE * edge) {
+        for (int i = 0; i < COPIES; ++i) {
             uint32_t at = to + i * STRIDE * EDGE * sizeof(T);
-            bool exists = d + i * STRIDE < depth;
+            const T *from = next + (uint64_t)edge * (i * STRIDE);
+            bool exists = i * STRIDE < left;
             if (aligned)
                 copy_async(at, from, exists);
             else
                 store_shared(at, gather(from, exists ? present : 0));
         }
+        next += (size_t)DEPTH * edge;
     }
 };
 
@@ -179,19 +179,40 @@ template <typename T, int ROWS_, int COLS_, int DEPTH_, int STAGES_, int ROW_WAR
                          fragments.right[j / 2][j % 2 * 2 + 1]);
     }
 
-    // Begins to fill the ring. The last stage stays free until `add`.
-    template <typename Left, typename Right> __device__ void begin(Left &left, Right &right) const {
-#pragma unroll
-        for (int stage = 0; stage < STAGES - 1; ++stage) {
-            left.load(left_place(stage), stage * DEPTH);
-            right.load(right_place(stage), stage * DEPTH);
+    // sums += what `first` makes of its slices + left . right. Shared memory is free afterwards. `first` has
+    //   count              its slices, which pass through the ring before those of the factors, so that the ring
+    //                      turns on from one product to the other;
+    //   load(place, i)     begins to fill slice i, as a source does;
+    //   add(tile, place)   adds what has landed there to the sums.
+    template <typename First, typename Left, typename Right>
+    __device__ void add(First &first, Left &left, Right &right, uint32_t depth) {
+        uint32_t slice = 0, next = 0; // of `first` and of the factors, that are to be loaded
+        int full = 0, free = 0;       // the stage to multiply, the stage to fill
+        auto turn = [](int &stage) { stage = stage + 1 == STAGES ? 0 : stage + 1; };
+        auto load = [&] {
+            left.load(left_place(free), next);
+            right.load(right_place(free), next);
+            next += DEPTH;
+        };
+        auto load_next = [&] {
+            if (slice < first.count)
+                first.load(left_place(free), slice++);
+            else
+                load();
             commit_copies();
+            turn(free);
+        };
+#pragma unroll 1
+        for (int stage = 0; stage < STAGES - 1; ++stage) load_next();
+#pragma unroll 1
+        for (uint32_t i = 0; i < first.count; ++i) {
+            wait_for_copies<STAGES - 2>();
+            __syncthreads(); // this slice has landed, and everybody has read the one before
+            load_next();
+            first.add(*this, left_place(full));
+            turn(full);
         }
-    }
 
-    // sums += left . right, after `begin`. Shared memory is free afterwards.
-    template <typename Left, typename Right>
-    __device__ void add(Left &left, Right &right, uint32_t depth) {
         uint32_t left_begin = Left::Slice::left_begin(warp_row, lane);
         uint32_t right_begin = Right::Slice::right_begin(warp_col, lane);
         Fragments fragments[2];
@@ -206,9 +227,7 @@ template <typename T, int ROWS_, int COLS_, int DEPTH_, int STAGES_, int ROW_WAR
 
         wait_for_copies<STAGES - 2>();
         __syncthreads();
-        read(fragments[0], 0, 0);
-        int full = 0, free = STAGES - 1; // the stage to multiply, the stage to fill
-        uint32_t next = (STAGES - 1) * DEPTH;
+        read(fragments[0], full, 0);
         for (uint32_t d = 0; d < depth; d += DEPTH) {
 #pragma unroll
             for (int step = 0; step < STEPS; ++step) {
@@ -216,15 +235,13 @@ template <typename T, int ROWS_, int COLS_, int DEPTH_, int STAGES_, int ROW_WAR
                     // The next slice has landed, and everybody has read this one.
                     wait_for_copies<STAGES - 2>();
                     __syncthreads();
-                    full = full + 1 == STAGES ? 0 : full + 1;
+                    turn(full);
                 }
                 read(fragments[(step + 1) % 2], full, (step + 1) % STEPS);
                 if (step == 0) {
-                    left.load(left_place(free), next);
-                    right.load(right_place(free), next);
+                    load();
                     commit_copies();
-                    free = free + 1 == STAGES ? 0 : free + 1;
-                    next += DEPTH;
+                    turn(free);
                 }
                 multiply_all<T>(fragments[step % 2]);
             }
@@ -268,6 +285,13 @@ template <typename T, int ROWS_, int COLS_, int DEPTH_, int STAGES_, int ROW_WAR
             }
         }
     }
+};
+
+// Nothing before the product of the factors.
+struct NoSlices {
+    static constexpr uint32_t count = 0;
+    __device__ void load(uint32_t, uint32_t) {}
+    template <typename Tile> __device__ void add(Tile &, uint32_t) {}
 };
 
 // ---- the grid ----

@@ -13,6 +13,11 @@ use cudarc::driver::{CudaFunction, LaunchConfig};
 /// multiprocessors or more, and a large tile takes a whole one.
 const MANY_TILES: u64 = 96;
 
+/// What a block has in shared memory for a tile `[rows, cols]` of 16-bit elements: the ring of slices.
+const fn shared_bytes([rows, cols]: [u32; 2]) -> u32 {
+    GEMM_STAGES * (rows + cols) * GEMM_DEPTH * 2
+}
+
 /// The kernels of one operation on f16 and bf16, by their tile.
 pub(crate) struct ByTile {
     pub f16: [&'static Kernel; 3],
@@ -59,7 +64,9 @@ impl ByTile {
             [GEMM_LARGE_ROWS, GEMM_LARGE_COLS],
             [GEMM_SMALL_ROWS, GEMM_SMALL_COLS],
         );
-        let (tile, index) = match (aligned, tiles(large) >= MANY_TILES) {
+        // GPUs with tensor cores but without the large shared memory of a data centre's have no room for large tiles.
+        let fits = shared_bytes(large) <= kernels.shared_per_block();
+        let (tile, index) = match (aligned, fits && tiles(large) >= MANY_TILES) {
             (true, true) => (large, 0),
             (true, false) => (small, 1),
             (false, _) => (small, 2),
@@ -75,8 +82,7 @@ impl ByTile {
                 });
             }
         };
-        let [height, width] = tile;
-        let shared = GEMM_STAGES * (height + width) * GEMM_DEPTH * element.size_in_bytes() as u32;
+        let shared = shared_bytes(tile);
         let config = LaunchConfig {
             grid_dim: (blocks("tiles", tiles(tile), 1, GRID_X)?, 1, 1),
             block_dim: (GEMM_THREADS, 1, 1),

@@ -2,6 +2,9 @@
 
 use crate::modules::Kernel;
 use crate::operand::Element;
+use cudarc::driver::sys::CUdevice_attribute::{
+    CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+};
 use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 use cudarc::driver::{CudaFunction, CudaModule, CudaStream, DriverError};
 use cudarc::nvrtc::Ptx;
@@ -73,6 +76,8 @@ pub enum LaunchError {
 pub struct Kernels {
     stream: Arc<CudaStream>,
     capability: (i32, i32),
+    shared_per_block: u32,
+    multiprocessors: u32,
     loaded: Mutex<Loaded>,
 }
 
@@ -88,11 +93,19 @@ impl Kernels {
     /// The kernels, on `stream`. Nothing is loaded yet.
     ///
     /// # Errors
-    /// When the driver does not tell the device's compute capability.
+    /// When the driver does not tell the device's compute capability, shared memory or size.
     pub fn new(stream: &Arc<CudaStream>) -> Result<Kernels, LaunchError> {
         Ok(Kernels {
             stream: stream.clone(),
             capability: stream.context().compute_capability()?,
+            shared_per_block: stream
+                .context()
+                .attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
+                .max(0) as u32,
+            multiprocessors: stream
+                .context()
+                .attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?
+                .max(1) as u32,
             loaded: Mutex::default(),
         })
     }
@@ -105,6 +118,16 @@ impl Kernels {
     /// The device's compute capability (major, minor).
     pub fn capability(&self) -> (i32, i32) {
         self.capability
+    }
+
+    /// The most shared memory that a block may have, in bytes.
+    pub(crate) fn shared_per_block(&self) -> u32 {
+        self.shared_per_block
+    }
+
+    /// How many multiprocessors the device has.
+    pub(crate) fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
     }
 
     /// The name of the kernel that was last asked for, which is the one last launched.

@@ -62,6 +62,12 @@ __device__ inline uint4 load_shared(uint32_t from) {
     return value;
 }
 
+__device__ inline uint32_t load_shared_word(uint32_t from) {
+    uint32_t value;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
+    return value;
+}
+
 __device__ inline void store_shared(uint32_t to, uint4 value) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y), "r"(value.z),
                  "r"(value.w)

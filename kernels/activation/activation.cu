@@ -10,8 +10,9 @@
 // Traffic   swiglu: 2 in, 1 out; backward 3 in, 2 out. gelu: 1 in, 1 out; backward 2 in, 1 out.
 #include "../storage.cuh"
 #include "abi.h"
+#include "fast_math.cuh"
 
-__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+__device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + exp_fast(-x)); }
 
 struct Swiglu {
     __device__ static float forward(float gate, float up) { return gate * sigmoid(gate) * up; }
@@ -25,12 +26,12 @@ struct Swiglu {
 struct GeluTanh {
     static constexpr float SCALE = 0.7978845608028654f;  // sqrt(2 / pi)
     static constexpr float CUBIC = 0.044715f;
-    __device__ static float forward(float x) {
-        return 0.5f * x * (1.0f + tanhf(SCALE * (x + CUBIC * x * x * x)));
-    }
+    // (1 + tanh(u)) / 2 is sigmoid(2 u), which loses nothing where tanh nears -1.
+    __device__ static float weight(float x) { return sigmoid(2.0f * SCALE * (x + CUBIC * x * x * x)); }
+    __device__ static float forward(float x) { return x * weight(x); }
     __device__ static float derivative(float x) {
-        float t = tanhf(SCALE * (x + CUBIC * x * x * x));
-        return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * SCALE * (1.0f + 3.0f * CUBIC * x * x);
+        float w = weight(x);
+        return w + 2.0f * x * w * (1.0f - w) * SCALE * (1.0f + 3.0f * CUBIC * x * x);
     }
 };
 

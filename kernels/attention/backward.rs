@@ -81,15 +81,15 @@ pub fn backward(
     statistics.check_aligned("statistics", 8)?;
 
     let shape = attention.shape(&[&q, &k, &v, &o, &d_o, &dq, &dk, &dv]);
-    let kv_heads = blocks("kv_heads", shape.kv_heads.into(), 1, GRID_YZ)?;
+    let kv_heads = blocks("kv_heads", shape.kv_heads.into(), 1, GRID_X)?;
     let sequences = blocks("sequences", attention.sequences(), 1, GRID_YZ)?;
     let launch = |kernel, rows: u64, tile: Tile, addresses: &[u64]| {
-        let tiles = blocks("rows", rows, tile.rows.into(), GRID_X / tile.blocks)?;
+        let tiles = blocks("rows", rows, tile.rows.into(), GRID_YZ / tile.blocks)?;
         if tiles == 0 || sequences == 0 {
             return Ok(());
         }
         let config = LaunchConfig {
-            grid_dim: (tiles * tile.blocks, kv_heads, sequences),
+            grid_dim: (kv_heads, sequences, tiles * tile.blocks),
             block_dim: (ATTENTION_THREADS, 1, 1),
             shared_mem_bytes: tile.shared_bytes,
         };

@@ -10,9 +10,10 @@
 // rounded to 16 bits there; all sums are f32.
 //
 // Layouts   as backward_f32.cu.
-// Launch    THREADS threads per tile: grid (tiles of the longest sequence, kv_heads, sequences). For D = 256, two
-//           blocks share a tile of keys: the sums of a whole head do not fit the registers, so each computes
-//           the weights and adds up half of the columns.
+// Launch    THREADS threads per tile: grid (kv_heads, sequences, tiles of the longest sequence), so that the tiles
+//           with the most work, of every head and sequence, start first. For D = 256, two blocks of _kv share a tile
+//           of keys: the sums of a whole head do not fit the registers, so each computes the weights and adds up
+//           half of the columns.
 // Shared    the two own tiles, and two stages of the streamed ones: while one is multiplied, the other is on its
 //           way. _kv streams a tile's statistics too. D = 128: _q 96 KB, _kv 64 KB.
 // Registers of a warp's rows the results, and the scores of the streamed tile and their gradients.
@@ -32,7 +33,7 @@ template <int D> struct RowBlock {
 
 // And of _kv.
 template <int D> struct KeyBlock {
-    static constexpr int M = D > 64 ? 1 : 2;
+    static constexpr int M = 1;
     static constexpr int KEYS = 16 * M * WARPS;
     static constexpr int ROWS = D > 128 ? 16 : 32;
     static constexpr int N = ROWS / 8;
@@ -50,8 +51,8 @@ __device__ void backward_q(const T *d_o, const T *q, const T *k, const T *v, con
     uint32_t d_o_tile = q_tile + B::OWN_BYTES;
     uint32_t stages = d_o_tile + B::OWN_BYTES; // of k, then v
 
-    Sequence sequence(q_seqlens, k_seqlens, blockIdx.z, blockIdx.y, shape);
-    int row0 = (gridDim.x - 1 - blockIdx.x) * B::ROWS;
+    Sequence sequence(q_seqlens, k_seqlens, blockIdx.y, blockIdx.x, shape);
+    int row0 = (gridDim.z - 1 - blockIdx.z) * B::ROWS;
     int rows = sequence.rows();
     if (row0 >= rows) return;
     Range keys = {sequence.keys_of(row0).first, sequence.keys_of(min(row0 + B::ROWS, rows) - 1).end};
@@ -159,10 +160,10 @@ __device__ void backward_kv(const T *d_o, const T *q, const T *k, const T *v, co
     uint32_t stages = v_tile + B::OWN_BYTES; // of q, then do
     uint32_t streamed_statistics = stages + 4 * B::STREAMED_BYTES;
 
-    Sequence sequence(q_seqlens, k_seqlens, blockIdx.z, blockIdx.y, shape);
-    int key0 = blockIdx.x / PARTS * B::KEYS;
+    Sequence sequence(q_seqlens, k_seqlens, blockIdx.y, blockIdx.x, shape);
+    int key0 = blockIdx.z / PARTS * B::KEYS;
     if (key0 >= sequence.keys) return;
-    int column = blockIdx.x % PARTS * B::COLUMNS;
+    int column = blockIdx.z % PARTS * B::COLUMNS;
     Range rows = {sequence.rows_of(key0).first, sequence.rows_of(min(key0 + B::KEYS, sequence.keys) - 1).end};
     auto load_rows = [&](int row0, int stage) {
         uint32_t tile = stages + stage * 2 * B::STREAMED_BYTES;
@@ -242,13 +243,13 @@ __device__ void backward_kv(const T *d_o, const T *q, const T *k, const T *v, co
 }
 
 #define BACKWARD(suffix, T, D)                                                                               \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_backward_q_##D##_##suffix(            \
+    extern "C" __global__ void __launch_bounds__(THREADS, D > 64 ? 2 : 3) attention_backward_q_##D##_##suffix(            \
         const T *d_o, const T *q, const T *k, const T *v, const T *o, const float *lse,                      \
         Statistics *statistics, T *dq, const uint32_t *q_seqlens, const uint32_t *k_seqlens,                 \
         AttentionShape shape) {                                                                              \
         backward_q<T, D>(d_o, q, k, v, o, lse, statistics, dq, q_seqlens, k_seqlens, shape);                 \
     }                                                                                                        \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_backward_kv_##D##_##suffix(           \
+    extern "C" __global__ void __launch_bounds__(THREADS, D > 64 ? 2 : 3) attention_backward_kv_##D##_##suffix(           \
         const T *d_o, const T *q, const T *k, const T *v, const Statistics *statistics, T *dk, T *dv,        \
         const uint32_t *q_seqlens, const uint32_t *k_seqlens, AttentionShape shape) {                        \
         backward_kv<T, D>(d_o, q, k, v, statistics, dk, dv, q_seqlens, k_seqlens, shape);                    \

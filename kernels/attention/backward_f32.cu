@@ -11,7 +11,8 @@
 //
 // Layouts   as forward_f32.cu. statistics [kv_heads, tokens, group] of two floats is written by _q, which
 //           has do at hand, and read by _kv.
-// Launch    ATTENTION_THREADS threads per tile: grid (tiles of the longest sequence, kv_heads, sequences).
+// Launch    ATTENTION_THREADS threads per tile: grid (kv_heads, sequences, tiles of the longest sequence), so that the
+//           tiles with the most work, of every head and sequence, start first.
 // Shared    the two own tiles, the two streamed ones, weights: 74 KB for D = 128; _kv also a tile's
 //           statistics.
 // Traffic   at least 4 (4 tokens heads + 4 kv_tokens kv_heads) head_dim bytes; the streamed tensors move
@@ -32,8 +33,8 @@ __device__ void backward_q(const float *d_o, const float *q, const float *k, con
     float *v_tile = k_tile + T::SIZE;
     float *weights = v_tile + T::SIZE;
 
-    Sequence sequence(q_seqlens, k_seqlens, blockIdx.z, blockIdx.y, shape);
-    int row0 = (gridDim.x - 1 - blockIdx.x) * T::EDGE;
+    Sequence sequence(q_seqlens, k_seqlens, blockIdx.y, blockIdx.x, shape);
+    int row0 = (gridDim.z - 1 - blockIdx.z) * T::EDGE;
     int rows = sequence.rows();
     if (row0 >= rows) return;
     load<D>(q_tile, sequence.query_rows(q, shape), row0, rows, shape.aligned);
@@ -99,8 +100,8 @@ __device__ void backward_kv(const float *d_o, const float *q, const float *k, co
     float *weights = d_o_tile + T::SIZE;
     Statistics *streamed = reinterpret_cast<Statistics *>(weights + T::WEIGHTS_SIZE);
 
-    Sequence sequence(q_seqlens, k_seqlens, blockIdx.z, blockIdx.y, shape);
-    int key0 = blockIdx.x * T::EDGE;
+    Sequence sequence(q_seqlens, k_seqlens, blockIdx.y, blockIdx.x, shape);
+    int key0 = blockIdx.z * T::EDGE;
     if (key0 >= sequence.keys) return;
     load<D>(k_tile, sequence.key_rows(k, shape), key0, sequence.keys, shape.aligned);
     load<D>(v_tile, sequence.key_rows(v, shape), key0, sequence.keys, shape.aligned);

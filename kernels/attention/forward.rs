@@ -55,12 +55,12 @@ pub fn forward(
     };
     let rows = attention.max_rows();
     let tile = tiling.forward();
-    let tiles = blocks("q_rows", rows, tile.rows.into(), GRID_X / shape.splits)?;
+    let tiles = blocks("q_rows", rows, tile.rows.into(), GRID_YZ / shape.splits)?;
     let config = LaunchConfig {
         grid_dim: (
-            tiles * shape.splits,
-            blocks("kv_heads", shape.kv_heads.into(), 1, GRID_YZ)?,
+            blocks("kv_heads", shape.kv_heads.into(), 1, GRID_X)?,
             blocks("sequences", attention.sequences(), 1, GRID_YZ)?,
+            tiles * shape.splits,
         ),
         block_dim: (ATTENTION_THREADS, 1, 1),
         shared_mem_bytes: tile.shared_bytes,

@@ -36,10 +36,10 @@ __device__ void forward(const T *q, const T *k, const T *v, void *o, float *lse,
     uint32_t k_tile = q_tile + B::ROWS * Tile<D>::ROW_BYTES;
     uint32_t v_tile = k_tile + KEYS * Tile<D>::ROW_BYTES;
 
-    Sequence sequence(q_seqlens, k_seqlens, blockIdx.z, blockIdx.y, shape);
-    int tiles = gridDim.x / shape.splits;
-    int split = blockIdx.x % shape.splits;
-    int row0 = (tiles - 1 - blockIdx.x / shape.splits) * B::ROWS;
+    Sequence sequence(q_seqlens, k_seqlens, blockIdx.y, blockIdx.x, shape);
+    int tiles = gridDim.z / shape.splits;
+    int split = blockIdx.z % shape.splits;
+    int row0 = (tiles - 1 - blockIdx.z / shape.splits) * B::ROWS;
     int rows = sequence.rows();
     if (row0 >= rows) return;
     Range keys = {sequence.keys_of(row0).first, sequence.keys_of(min(row0 + B::ROWS, rows) - 1).end};

@@ -7,9 +7,9 @@
 //
 // Layouts   q, o [tokens, heads * head_dim]; k, v [kv_tokens, kv_heads * head_dim]; lse [tokens, heads];
 //           q_seqlens, k_seqlens [sequences + 1]. Rows are those of sequence.cuh.
-// Launch    ATTENTION_THREADS threads per tile of EDGE rows: grid (tiles of the longest sequence * splits,
-//           kv_heads, sequences). The last tiles see the most keys and start first. With splits > 1 a
-//           block takes its share of the keys, and o and lse are partial results [splits, ...] for
+// Launch    ATTENTION_THREADS threads per tile of EDGE rows: grid (kv_heads, sequences, tiles of the longest
+//           sequence * splits). The last tiles, of every head and sequence, see the most keys and start first.
+//           With splits > 1 a block takes its share of the keys, and o and lse are partial results [splits, ...] for
 //           attention_merge_*.
 // Shared    q, k and v tiles of EDGE x (D + 4), weights EDGE x (EDGE | 16): 56 KB for D = 128.
 // Registers of a row its maximum, its sum and its results, spread over 16 lanes.
@@ -28,10 +28,10 @@ __device__ void forward(const float *q, const float *k, const float *v, float *o
     float *v_tile = k_tile + T::SIZE;
     float *weights = v_tile + T::SIZE;
 
-    Sequence sequence(q_seqlens, k_seqlens, blockIdx.z, blockIdx.y, shape);
-    int tiles = gridDim.x / shape.splits;
-    int split = blockIdx.x % shape.splits;
-    int row0 = (tiles - 1 - blockIdx.x / shape.splits) * T::EDGE;
+    Sequence sequence(q_seqlens, k_seqlens, blockIdx.y, blockIdx.x, shape);
+    int tiles = gridDim.z / shape.splits;
+    int split = blockIdx.z % shape.splits;
+    int row0 = (tiles - 1 - blockIdx.z / shape.splits) * T::EDGE;
     int rows = sequence.rows();
     if (row0 >= rows) return;
     Range keys = {sequence.keys_of(row0).first,

@@ -12,6 +12,7 @@
 // that `ldmatrix` reads eight rows, and eight lanes write a row, without a conflict of banks.
 #pragma once
 
+#include "../fast_math.cuh"
 #include "../mma.cuh"
 #include "../storage.cuh"
 #include "sequence.cuh"
@@ -185,11 +186,4 @@ template <int M, int C> __device__ void scale(Sums<M, C> &results, float factor)
 template <typename Operation> __device__ float reduce_row(float value) {
     value = Operation::combine(value, __shfl_xor_sync(0xffffffff, value, 1));
     return Operation::combine(value, __shfl_xor_sync(0xffffffff, value, 2));
-}
-
-// Two to the power of x: 2 ulp, and zero where that is not a normal number.
-__device__ inline float exp2_fast(float x) {
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-    return result;
 }

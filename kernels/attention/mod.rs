@@ -268,7 +268,7 @@ impl Tiling {
             }
             // `KeyBlock` of backward_16bit.cu
             _ => {
-                let (keys, rows) = [(128, 32), (64, 32), (64, 16)][self.index];
+                let (keys, rows) = (64, [32, 32, 16][self.index]);
                 let tile = self.fragments(keys, &[keys, keys, rows, rows, rows, rows]);
                 Tile {
                     blocks: self.padded.div_ceil(128),

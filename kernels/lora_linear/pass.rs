@@ -3,8 +3,9 @@
 
 use super::{Lora, Projection};
 use crate::abi::{
-    LORA_MAX_GROUP, LORA_MAX_SUMS, LORA_PASS_F32_FEATURES, LORA_PASS_F32_RANKS, LORA_PASS_RANKS,
-    LORA_PASS_SHARED, LORA_PASS_TILE_FEATURES, LORA_PASS_TILE_TOKENS, LORA_PASS_TOKENS,
+    LORA_MAX_GROUP, LORA_MAX_SUMS, LORA_PASS_DA_SHARED, LORA_PASS_DH_DB_SHARED,
+    LORA_PASS_DH_SHARED, LORA_PASS_F32_FEATURES, LORA_PASS_F32_RANKS, LORA_PASS_FEATURES,
+    LORA_PASS_H_SHARED, LORA_PASS_LEAST, LORA_PASS_RANKS, LORA_PASS_TOKENS, LORA_SUM_THREADS,
     LORA_THREADS, LoraPass, LoraSide, LoraSum, LoraSums,
 };
 use crate::launch::{GRID_X, GRID_YZ, blocks};
@@ -41,15 +42,15 @@ impl Split {
         // features are as long as a block's features.
         let (block_tokens, block_features) = match (element, pass) {
             (Element::F32, Pass::H) => (64, 1024),
-            (Element::F32, _) => (512, u64::from(LORA_PASS_F32_FEATURES)),
-            (_, Pass::H) => (u64::from(LORA_PASS_TOKENS) / 2, 1024),
-            (_, _) => (u64::from(LORA_PASS_TOKENS), 512),
+            (Element::F32, _) => (512, LORA_PASS_F32_FEATURES),
+            (_, Pass::Da) => (LORA_PASS_TOKENS, LORA_PASS_FEATURES / 2),
+            (_, _) => (LORA_PASS_TOKENS / 2, LORA_PASS_FEATURES),
         };
         let mut split = Split {
             tokens: u64::from(tokens),
             features: u64::from(features),
-            block_tokens,
-            block_features,
+            block_tokens: block_tokens.into(),
+            block_features: block_features.into(),
         };
         if element != Element::F32 {
             split.fill_a_gpu();
@@ -57,21 +58,15 @@ impl Split {
         split
     }
 
-    /// Halves the blocks until there are enough of them, or they are single tiles.
+    /// Halves the longer side of the blocks until there are enough of them, or they are small.
     fn fill_a_gpu(&mut self) {
         const MANY_BLOCKS: u64 = 256;
-        let (tile_tokens, tile_features) = (
-            u64::from(LORA_PASS_TILE_TOKENS),
-            u64::from(LORA_PASS_TILE_FEATURES),
-        );
         while self.token_splits() * self.feature_splits() < MANY_BLOCKS {
-            if self.block_features > self.block_tokens.max(tile_features) {
-                self.block_features /= 2;
-            } else if self.block_tokens > tile_tokens {
-                self.block_tokens /= 2;
-            } else {
+            let longer = (&mut self.block_tokens).max(&mut self.block_features);
+            if *longer <= u64::from(LORA_PASS_LEAST) {
                 break;
             }
+            *longer /= 2;
         }
     }
 
@@ -152,9 +147,12 @@ pub(super) fn pass(
     if rank == 0 || split.tokens == 0 || split.features == 0 {
         return Ok(());
     }
-    let (ranks, shared) = match element {
-        Element::F32 => (LORA_PASS_F32_RANKS, 0),
-        _ => (LORA_PASS_RANKS, LORA_PASS_SHARED),
+    let (ranks, shared) = match (element, pass) {
+        (Element::F32, _) => (LORA_PASS_F32_RANKS, 0),
+        (_, Pass::H) => (LORA_PASS_RANKS, LORA_PASS_H_SHARED),
+        (_, Pass::Dh) => (LORA_PASS_RANKS, LORA_PASS_DH_SHARED),
+        (_, Pass::DhDb) => (LORA_PASS_RANKS, LORA_PASS_DH_DB_SHARED),
+        (_, Pass::Da) => (LORA_PASS_RANKS, LORA_PASS_DA_SHARED),
     };
     let rank_blocks = rank.div_ceil(ranks);
     let mut group = [LoraSide::default(); LORA_MAX_GROUP as usize];
@@ -204,11 +202,11 @@ pub(super) fn sum(kernels: &Kernels, sums: &[LoraSum]) -> Result<(), LaunchError
     all.sums[..sums.len()].copy_from_slice(sums);
     let config = LaunchConfig {
         grid_dim: (
-            blocks("partials", longest, u64::from(4 * LORA_THREADS), GRID_X)?,
+            blocks("partials", longest, u64::from(4 * LORA_SUM_THREADS), GRID_X)?,
             sums.len() as u32,
             1,
         ),
-        block_dim: (LORA_THREADS, 1, 1),
+        block_dim: (LORA_SUM_THREADS, 1, 1),
         shared_mem_bytes: 0,
     };
     let function = kernels.function(&modules::LORA_LINEAR_SUM)?;

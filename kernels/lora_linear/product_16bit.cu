@@ -12,9 +12,9 @@
 // Update    `rank` more columns of depth in the same tile, as tf32: its factors are f32 in memory,
 //           and tf32 keeps f32's range, where f16 would lose small gradients in dH, with three more
 //           bits than bf16. It costs twice as much per column as 16 bits do: 32 columns of depth
-//           at rank 16. Its slices use the stage that is free while the first ones of the frozen
-//           product are on their way.
-// Shared    GEMM_STAGES slices of GEMM_DEPTH of both factors: 96 KB for the large tile, 48 KB for
+//           at rank 16. Its slices pass through the ring before the frozen product's, so they are on
+//           their way together.
+// Shared    GEMM_STAGES slices of GEMM_DEPTH of both factors: 144 KB for the large tile, 72 KB for
 //           the small one.
 // Traffic   at least 2 (rows depth + cols depth + rows cols) bytes; it moves left cols / COLS times
 //           and right rows / ROWS times, mostly from the second-level cache.
@@ -25,33 +25,8 @@
 #include "lora_linear/simt.cuh"
 #include "nf4/source.cuh"
 
-constexpr int RANKS = 16; // of a low-rank slice
-using LowRankSlice = EdgeMajor<RANKS * sizeof(float)>;
-
-// slice[edge][r] = tf32(scaling factor[edge0 + edge][rank0 + r])
-template <int EDGE>
-__device__ void load_rows(uint32_t slice, const Matrix &factor, uint32_t edge0, uint32_t rank0, float scaling) {
-    for (int i = threadIdx.x; i < EDGE * RANKS / 4; i += GEMM_THREADS) {
-        int edge = i / (RANKS / 4), chunk = i % (RANKS / 4);
-        float4 v = factor.load4(edge0 + edge, rank0 + chunk * 4);
-        store_shared(slice + swizzled<RANKS * sizeof(float)>(edge, chunk),
-                     make_uint4(to_tf32(v.x * scaling), to_tf32(v.y * scaling), to_tf32(v.z * scaling),
-                                to_tf32(v.w * scaling)));
-    }
-}
-
-// slice[edge][r] = tf32(factor[rank0 + r][edge0 + edge])
-template <int EDGE>
-__device__ void load_columns(uint32_t slice, const Matrix &factor, uint32_t edge0, uint32_t rank0) {
-    for (int i = threadIdx.x; i < EDGE * RANKS / 4; i += GEMM_THREADS) {
-        int edge = i % EDGE, chunk = i / EDGE;
-        uint32_t values[4];
-#pragma unroll
-        for (int r = 0; r < 4; ++r) values[r] = to_tf32(factor.load(rank0 + chunk * 4 + r, edge0 + edge));
-        store_shared(slice + swizzled<RANKS * sizeof(float)>(edge, chunk),
-                     make_uint4(values[0], values[1], values[2], values[3]));
-    }
-}
+constexpr int RANKS = 16; // of a low-rank slice, tf32
+constexpr int RANK_BYTES = RANKS * sizeof(float);
 
 // Bits 4j to 4j + 3 of mask[i]: which of sums[i][j] the dropout keeps.
 template <typename Tile>
@@ -74,60 +49,126 @@ __device__ void find_kept(uint32_t (&mask)[Tile::M], const Tile &tile, const Lor
     }
 }
 
-// sums += drop(scaling left_low . right_low), through the last stage.
-template <typename Tile, bool right_edge_major>
-__device__ void add_low_rank(Tile &tile, const LoraTerm &term, uint32_t rows, uint32_t cols) {
-    static_assert((Tile::ROWS + Tile::COLS) * RANKS * sizeof(float) <= Tile::STAGE_BYTES, "a stage is enough");
-    uint32_t left_place = tile.left_place(Tile::STAGES - 1);
-    uint32_t right_place = left_place + Tile::ROWS * RANKS * sizeof(float);
-    uint32_t left_begin = left_place + LowRankSlice::left_begin(tile.warp_row, tile.lane);
-    uint32_t right_begin = right_place + LowRankSlice::right_begin(tile.warp_col, tile.lane);
-    Matrix left(term.left_low, rows, term.rank);
-    Matrix right = right_edge_major ? Matrix(term.right_low, cols, term.rank) : Matrix(term.right_low, term.rank, cols);
+// The update, drop(scaling left_low . right_low), as slices that pass through the ring before the product's: RANKS of
+// the rank at a time, f32 as they are in memory. They become tf32 in registers.
+template <typename Tile, bool right_edge_major> struct Update {
+    static_assert((Tile::ROWS + Tile::COLS) * RANK_BYTES <= Tile::STAGE_BYTES, "a slice fits a stage");
+    static constexpr int LEFT_BYTES = Tile::ROWS * RANK_BYTES;
+    using EdgeSlice = EdgeMajor<RANK_BYTES>;
 
-    bool masked = !right_edge_major && term.dropout.probability > 0;
+    const LoraTerm &term;
+    Matrix left, right;
+    uint32_t row0, col0;
+    uint32_t count;
+    bool masked;
     uint32_t mask[Tile::M];
-    if (masked) find_kept(mask, tile, term.dropout, cols);
 
-    for (uint32_t rank0 = 0; rank0 < term.rank; rank0 += RANKS) {
-        load_rows<Tile::ROWS>(left_place, left, tile.row0, rank0, term.scaling);
-        if (right_edge_major)
-            load_rows<Tile::COLS>(right_place, right, tile.col0, rank0, 1.0f);
-        else
-            load_columns<Tile::COLS>(right_place, right, tile.col0, rank0);
-        __syncthreads();
-        typename Tile::Fragments fragments[2];
-#pragma unroll
-        for (int step = 0; step < 2; ++step) {
-#pragma unroll
-            for (int i = 0; i < Tile::M; ++i)
-                LowRankSlice::read_left(fragments[step].left[i], left_begin, i, step);
-#pragma unroll
-            for (int j = 0; j < Tile::N / 2; ++j)
-                LowRankSlice::read_right(fragments[step].right[j], right_begin, j, step);
-        }
-        if (!masked) {
-#pragma unroll
-            for (int step = 0; step < 2; ++step) tile.template multiply_all<Tf32>(fragments[step]);
+    __device__ Update(const LoraTerm &term, const Tile &tile, uint32_t rows, uint32_t cols)
+        : term(term), left(term.left_low, rows, term.rank),
+          right(right_edge_major ? Matrix(term.right_low, cols, term.rank) : Matrix(term.right_low, term.rank, cols)),
+          row0(tile.row0), col0(tile.col0), count((term.rank + RANKS - 1) / RANKS),
+          masked(!right_edge_major && term.rank > 0 && term.dropout.probability > 0) {
+        if (masked) find_kept(mask, tile, term.dropout, cols);
+    }
+
+    // Four elements of a factor, zeros beyond its edges.
+    static __device__ void copy4(uint32_t to, const Matrix &factor, uint32_t row, uint32_t col) {
+        if (factor.aligned) {
+            bool exists = row < factor.rows && col < factor.cols;
+            copy_async(to, factor.data + (size_t)row * factor.cols + col, exists);
         } else {
-            // A second set of sums would not fit the registers: one fragment at a time.
+            float4 v = factor.load4(row, col);
+            store_shared(to, make_uint4(__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z),
+                                        __float_as_uint(v.w)));
+        }
+    }
+
+    // slice[edge][r] = factor[edge0 + edge][rank0 + r]
+    template <int EDGE>
+    static __device__ void load_rows(uint32_t slice, const Matrix &factor, uint32_t edge0, uint32_t rank0) {
 #pragma unroll
-            for (int i = 0; i < Tile::M; ++i)
+        for (int i = threadIdx.x; i < EDGE * RANKS / 4; i += GEMM_THREADS) {
+            int edge = i / (RANKS / 4), chunk = i % (RANKS / 4);
+            copy4(slice + swizzled<RANK_BYTES>(edge, chunk), factor, edge0 + edge, rank0 + chunk * 4);
+        }
+    }
+
+    // Where four elements of the edge lie in slice[r][edge]: the four ranks of a fragment in different banks.
+    static __device__ uint32_t depth_major(int r, int chunk) {
+        return r * Tile::COLS * sizeof(float) + (chunk ^ r % 4 * 2) * 16;
+    }
+
+    // slice[r][edge] = factor[rank0 + r][edge0 + edge]
+    template <int EDGE>
+    static __device__ void load_columns(uint32_t slice, const Matrix &factor, uint32_t edge0, uint32_t rank0) {
 #pragma unroll
-                for (int j = 0; j < Tile::N; ++j) {
-                    float part[4] = {};
+        for (int i = threadIdx.x; i < EDGE * RANKS / 4; i += GEMM_THREADS) {
+            int r = i / (EDGE / 4), chunk = i % (EDGE / 4);
+            copy4(slice + depth_major(r, chunk), factor, rank0 + r, edge0 + chunk * 4);
+        }
+    }
+
+    __device__ void load(uint32_t place, uint32_t slice) const {
+        load_rows<Tile::ROWS>(place, left, row0, slice * RANKS);
+        if (right_edge_major)
+            load_rows<Tile::COLS>(place + LEFT_BYTES, right, col0, slice * RANKS);
+        else
+            load_columns<Tile::COLS>(place + LEFT_BYTES, right, col0, slice * RANKS);
+    }
+
+    __device__ void add(Tile &tile, uint32_t place) const {
+        uint32_t left_begin = place + EdgeSlice::left_begin(tile.warp_row, tile.lane);
+        uint32_t right_begin = place + LEFT_BYTES;
+        int g = tile.lane / 4, t = tile.lane % 4;
+        if (right_edge_major) right_begin += EdgeSlice::right_begin(tile.warp_col, tile.lane);
+        else right_begin += depth_major(t, tile.warp_col / 4 + g / 4) + g % 4 * sizeof(float);
 #pragma unroll
-                    for (int step = 0; step < 2; ++step)
-                        multiply(Tf32(), part, fragments[step].left[i], fragments[step].right[j / 2][j % 2 * 2],
-                                 fragments[step].right[j / 2][j % 2 * 2 + 1]);
+        for (int step = 0; step < RANKS / 8; ++step) {
+            typename Tile::Fragments fragments;
+#pragma unroll
+            for (int i = 0; i < Tile::M; ++i) {
+                EdgeSlice::read_left(fragments.left[i], left_begin, i, step);
+#pragma unroll
+                for (int k = 0; k < 4; ++k)
+                    fragments.left[i][k] = to_tf32(__uint_as_float(fragments.left[i][k]) * term.scaling);
+            }
+#pragma unroll
+            for (int j = 0; j < Tile::N / 2; ++j) {
+                if (right_edge_major) {
+                    EdgeSlice::read_right(fragments.right[j], right_begin, j, step);
+                } else {
+                    // Words of ranks t and t + 4, of two times eight columns.
 #pragma unroll
                     for (int k = 0; k < 4; ++k)
-                        if (mask[i] >> (4 * j + k) & 1) tile.sums[i][j][k] += term.dropout.kept * part[k];
+                        fragments.right[j][k] =
+                            load_shared_word((right_begin ^ (4 * j + k / 2 * 2) % 8 * 16) + (4 * j) / 8 * 128 +
+                                             (step * 8 + k % 2 * 4) * Tile::COLS * sizeof(float));
                 }
+#pragma unroll
+                for (int k = 0; k < 4; ++k) fragments.right[j][k] = to_tf32(__uint_as_float(fragments.right[j][k]));
+            }
+            if (!masked)
+                tile.template multiply_all<Tf32>(fragments);
+            else
+                add_kept(tile, fragments);
         }
-        __syncthreads(); // the next slice, or the product, takes the stage over
     }
-}
+
+    // A second set of sums would not fit the registers: one fragment at a time.
+    __device__ void add_kept(Tile &tile, const typename Tile::Fragments &fragments) const {
+#pragma unroll
+        for (int i = 0; i < Tile::M; ++i)
+#pragma unroll
+            for (int j = 0; j < Tile::N; ++j) {
+                float part[4] = {};
+                multiply(Tf32(), part, fragments.left[i], fragments.right[j / 2][j % 2 * 2],
+                         fragments.right[j / 2][j % 2 * 2 + 1]);
+#pragma unroll
+                for (int k = 0; k < 4; ++k)
+                    if (mask[i] >> (4 * j + k) & 1) tile.sums[i][j][k] += term.dropout.kept * part[k];
+            }
+    }
+};
 
 template <typename T, typename Tile, bool right_edge_major, bool aligned, bool nf4>
 __device__ void product(const LoraProduct &product, const float *bias, T *out) {
@@ -146,11 +187,8 @@ __device__ void product(const LoraProduct &product, const float *bias, T *out) {
         const LoraTerm &term = product.terms[i];
         using Left = FromEdgeMajor<T, Tile::ROWS, Tile::DEPTH, aligned>;
         Left left(term.left, rows, term.depth, tile.row0);
-        auto add = [&](auto right) {
-            tile.begin(left, right);
-            if (term.rank) add_low_rank<Tile, right_edge_major>(tile, term, rows, cols);
-            tile.add(left, right, term.depth);
-        };
+        Update<Tile, right_edge_major> update(term, tile, rows, cols);
+        auto add = [&](auto right) { tile.add(update, left, right, term.depth); };
         if constexpr (nf4)
             add(FromNf4<T, Tile::COLS, Tile::DEPTH, aligned, right_edge_major>(term.quantized, quant_map, cols,
                                                                                term.depth, tile.col0));
@@ -174,7 +212,7 @@ __device__ void product(const LoraProduct &product, const float *bias, T *out) {
 #define PRODUCTS(prefix, nf4, T, storage)                           \
     PRODUCT(prefix, nf4, T, storage, large, LargeTile, 1, true)     \
     PRODUCT(prefix, nf4, T, storage, small, SmallTile, 2, true)     \
-    PRODUCT(prefix, nf4, T, storage, unaligned, SmallTile, 2, false)
+    PRODUCT(prefix, nf4, T, storage, unaligned, SmallTile, 1, false)
 
 PRODUCTS(lora_linear, false, __half, f16)
 PRODUCTS(lora_linear, false, __nv_bfloat16, bf16)

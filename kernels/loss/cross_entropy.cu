@@ -13,6 +13,9 @@
 #include "../reduce.cuh"
 #include "../storage.cuh"
 #include "abi.h"
+#include "fast_math.cuh"
+
+constexpr uint32_t TOGETHER = 4;
 
 // Calls `body(i, count)` for the runs of a row that are this thread's: 16 bytes where the width allows.
 template <typename T, typename Body> __device__ void for_each_vector(uint32_t width, Body body) {
@@ -34,23 +37,44 @@ __device__ void cross_entropy(T *logits, const uint32_t *targets, float *losses,
     float at_target = widen(row[target]);
 
     float largest = -INFINITY, sum = 0.0f;
-    for_each_vector<T>(vocab, [&](uint32_t i, auto count) {
-        constexpr int N = decltype(count)::value;
-        float x[N];
-        load_run(row + i, x);
+    auto take = [&](auto &x) {
+        constexpr int N = sizeof(x) / sizeof(float);
         float run = x[0];
 #pragma unroll
         for (int j = 1; j < N; ++j) run = fmaxf(run, x[j]);
         if (run > largest) {
-            sum *= expf(largest - run);
+            sum *= exp_fast(largest - run);
             largest = run;
         }
         // While all are -infinity there is nothing to be relative to; NaN goes through.
+        float base = largest == -INFINITY ? 0.0f : largest;
 #pragma unroll
-        for (int j = 0; j < N; ++j) sum += x[j] == -INFINITY ? 0.0f : expf(x[j] - largest);
-    });
+        for (int j = 0; j < N; ++j) sum += exp_fast(x[j] - base);
+    };
+    if (vocab % PER_VECTOR<T> == 0) {
+        constexpr uint32_t N = PER_VECTOR<T>, STEP = CROSS_ENTROPY_THREADS * N;
+        uint32_t i = threadIdx.x * N;
+        // Several vectors are on their way before the first is needed.
+        for (; i + (TOGETHER - 1) * STEP < vocab; i += TOGETHER * STEP) {
+            float x[TOGETHER][N];
+#pragma unroll
+            for (uint32_t j = 0; j < TOGETHER; ++j) load_run(row + i + j * STEP, x[j]);
+#pragma unroll
+            for (uint32_t j = 0; j < TOGETHER; ++j) take(x[j]);
+        }
+        for (; i < vocab; i += STEP) {
+            float x[N];
+            load_run(row + i, x);
+            take(x);
+        }
+    } else {
+        for (uint32_t i = threadIdx.x; i < vocab; i += CROSS_ENTROPY_THREADS) {
+            float x[1] = {widen(row[i])};
+            take(x);
+        }
+    }
     float all = block_reduce<Max>(largest, scratch);
-    sum = block_reduce<Sum>(sum * expf(largest - all), scratch);
+    sum = block_reduce<Sum>(sum * exp_fast(largest - all), scratch);
 
     if constexpr (backward) {
         float scale = *grad_scale;
@@ -61,7 +85,7 @@ __device__ void cross_entropy(T *logits, const uint32_t *targets, float *losses,
             load_run(row + i, x);
 #pragma unroll
             for (int j = 0; j < N; ++j)
-                x[j] = expf(x[j] - all) * factor - (i + j == target ? scale : 0.0f);
+                x[j] = exp_fast(x[j] - all) * factor - (i + j == target ? scale : 0.0f);
             store_run(row + i, x);
         });
     }

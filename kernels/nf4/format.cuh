@@ -34,15 +34,18 @@ __constant__ float NF4_QUANT_MAP[16] = {
     1.0f,
 };
 
+// An absmax under double quantization. The _rn forms keep nvcc from fusing the two roundings into one.
+__device__ inline float nf4_nested(float entry, float nested_absmax, float offset) {
+    return __fadd_rn(__fmul_rn(entry, nested_absmax), offset);
+}
+
 // The absmax of the block that element `index` is in.
 __device__ inline float nf4_absmax(const Nf4Weight &weight, uint64_t index) {
     uint64_t block = index >> weight.log2_block_size;
     if (!weight.nested_quant_map) return reinterpret_cast<const float *>(weight.absmax)[block];
     float scale = reinterpret_cast<const float *>(weight.nested_absmax)[block / NF4_NESTED_BLOCK_SIZE];
     uint8_t code = reinterpret_cast<const uint8_t *>(weight.absmax)[block];
-    // The _rn forms keep nvcc from fusing the two roundings into one.
-    return __fadd_rn(__fmul_rn(reinterpret_cast<const float *>(weight.nested_quant_map)[code], scale),
-                     weight.offset);
+    return nf4_nested(reinterpret_cast<const float *>(weight.nested_quant_map)[code], scale, weight.offset);
 }
 
 // The code of element `index` of a little-endian word of codes: the high nibble of a byte comes first.

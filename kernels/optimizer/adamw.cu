@@ -16,15 +16,17 @@
 // Traffic   norm: g in. adamw: p, g, m, v in; p, m, v out: 28 bytes per element.
 #include "optimizer/chunk.cuh"
 
-// The sum over the block, in thread 0.
+// The sum over the block, in one order.
 __device__ double block_sum(double x) {
-    __shared__ double partial[OPTIMIZER_THREADS];
-    partial[threadIdx.x] = x;
-    for (uint32_t half = OPTIMIZER_THREADS / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
-    }
-    return partial[0];
+    __shared__ double partial[OPTIMIZER_THREADS / 32];
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffff, x, distance);
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
+    __syncthreads();
+    double all = partial[0];
+#pragma unroll
+    for (int warp = 1; warp < OPTIMIZER_THREADS / 32; ++warp) all += partial[warp];
+    return all;
 }
 
 extern "C" __global__ void __launch_bounds__(OPTIMIZER_THREADS)
@@ -33,13 +35,22 @@ extern "C" __global__ void __launch_bounds__(OPTIMIZER_THREADS)
     const float *grad = reinterpret_cast<const float *>(chunk.tensor.grad);
     // A thread's few squares lose nothing in f32; the many that are summed over threads would.
     float sum = 0.0f;
-    chunk.for_each([&](uint32_t i, auto count) {
-        constexpr int N = decltype(count)::value;
-        float g[N];
-        load_run(grad + i, g);
+    constexpr uint32_t RUN = 4, STEP = RUN * OPTIMIZER_THREADS, RUNS = OPTIMIZER_CHUNK / STEP;
+    float g[RUNS][RUN]; // all on their way before the first is needed
 #pragma unroll
-        for (int j = 0; j < N; ++j) sum += g[j] * g[j];
-    });
+    for (uint32_t run = 0; run < RUNS; ++run) {
+        uint32_t i = chunk.begin + run * STEP + RUN * threadIdx.x;
+        if (i + RUN <= chunk.end) {
+            load_run(grad + i, g[run]);
+        } else {
+#pragma unroll
+            for (uint32_t j = 0; j < RUN; ++j) g[run][j] = i + j < chunk.end ? grad[i + j] : 0.0f;
+        }
+    }
+#pragma unroll
+    for (uint32_t run = 0; run < RUNS; ++run)
+#pragma unroll
+        for (uint32_t j = 0; j < RUN; ++j) sum += g[run][j] * g[run][j];
     double total = block_sum(sum);
     if (threadIdx.x == 0) squares[blockIdx.x] = (float)total;
 }
@@ -47,6 +58,7 @@ extern "C" __global__ void __launch_bounds__(OPTIMIZER_THREADS)
 extern "C" __global__ void __launch_bounds__(OPTIMIZER_THREADS)
     gradient_norm(const float *squares, uint32_t count, float *norm) {
     double sum = 0.0;
+#pragma unroll 8
     for (uint32_t i = threadIdx.x; i < count; i += OPTIMIZER_THREADS) sum += squares[i];
     sum = block_sum(sum);
     if (threadIdx.x == 0) *norm = (float)sqrt(sum);

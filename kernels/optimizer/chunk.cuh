@@ -11,7 +11,9 @@ struct Chunk {
 
     __device__ Chunk(const OptimizerTable &table) {
         uint32_t i = 0;
-        while (i + 1 < table.count && blockIdx.x >= table.tensors[i + 1].first_block) ++i;
+        static_assert(OPTIMIZER_TENSORS <= 64, "the steps reach every tensor");
+        for (uint32_t step = 32; step > 0; step /= 2)
+            if (i + step < table.count && blockIdx.x >= table.tensors[i + step].first_block) i += step;
         tensor = table.tensors[i];
         begin = (blockIdx.x - tensor.first_block) * OPTIMIZER_CHUNK;
         end = min(tensor.elements, begin + OPTIMIZER_CHUNK);

@@ -151,6 +151,18 @@ const LONG: Case = Case {
     seed: 5,
 };
 
+/// More rows than the blocks of an H100 take at once, 16 each.
+const TALL: Case = Case {
+    tokens: 2,
+    in_features: 192,
+    out_features: 2 * 2 * 132 * 16 + 7,
+    block_size: 64,
+    nested: true,
+    bias: false,
+    rank: 3,
+    seed: 6,
+};
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
@@ -171,4 +183,10 @@ fn long_rows() {
     agrees::<f32>(LONG).unwrap();
     agrees::<f16>(LONG).unwrap();
     agrees::<bf16>(LONG).unwrap();
+}
+
+#[test]
+fn many_rows() {
+    agrees::<f16>(TALL).unwrap();
+    agrees::<bf16>(TALL).unwrap();
 }

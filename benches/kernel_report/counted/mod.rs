@@ -118,6 +118,11 @@ impl Device {
         Ok(self.stream.alloc_zeros(usize::try_from(count)?)?)
     }
 
+    /// A buffer of these values.
+    fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>> {
+        Ok(self.stream.clone_htod(values)?)
+    }
+
     fn operand<'a, T: Stored>(&'a self, values: &'a impl DevicePtr<T>) -> Operand<'a> {
         Operand::of(values, &self.stream)
     }
