@@ -8,7 +8,7 @@ use fuselora_kernels::loss::{cross_entropy_backward, cross_entropy_forward};
 use fuselora_kernels::{Element, Kernels, LaunchError};
 
 /// Targets whose logits exist at once, as in training.
-const TARGETS_PER_CHUNK: u32 = 256;
+const TARGETS_PER_CHUNK: u32 = 2048;
 
 pub fn cases(scope: Scope) -> Vec<Case> {
     let shape: [u32; 2] = match scope {

@@ -5,8 +5,12 @@ use fuselora_tensor::{Device, Tensor};
 
 use crate::error::{Error, Result};
 
-/// Target rows per pass of the head: bounds the logits that exist at once.
-pub(crate) const TARGETS_PER_CHUNK: usize = 256;
+/// Target rows per pass of the head: bounds the logits that exist at once. The gradient of the head's input is a
+/// product with as many rows, the hidden size as columns and the vocabulary as depth: on a GPU it takes more rows
+/// to give every multiprocessor a tile.
+pub(crate) const fn targets_per_chunk(on_cpu: bool) -> usize {
+    if on_cpu { 256 } else { 2048 }
+}
 
 /// Rows of tokens, concatenated.
 pub struct Batch {
@@ -76,9 +80,8 @@ impl Batch {
         check_targets(target_rows, targets)?;
         let positions = positions(lengths);
         let vector = |values: &[u32]| Tensor::from_u32(device, [values.len()], values);
-        let chunks = target_rows
-            .chunks(TARGETS_PER_CHUNK)
-            .zip(targets.chunks(TARGETS_PER_CHUNK));
+        let per_chunk = targets_per_chunk(device.is_cpu());
+        let chunks = target_rows.chunks(per_chunk).zip(targets.chunks(per_chunk));
         Ok(Batch {
             tokens: vector(tokens)?,
             positions: vector(&positions)?,
@@ -117,9 +120,8 @@ impl Batch {
         self.rows.refill(lengths)?;
         self.tokens.set_u32(tokens)?;
         self.positions.set_u32(&positions(lengths))?;
-        let chunks = target_rows
-            .chunks(TARGETS_PER_CHUNK)
-            .zip(targets.chunks(TARGETS_PER_CHUNK));
+        let per_chunk = targets_per_chunk(self.tokens.device().is_cpu());
+        let chunks = target_rows.chunks(per_chunk).zip(targets.chunks(per_chunk));
         for (chunk, (rows, targets)) in self.targets.iter_mut().zip(chunks) {
             chunk.rows.set_u32(rows)?;
             chunk.targets.set_u32(targets)?;
