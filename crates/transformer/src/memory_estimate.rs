@@ -1,6 +1,10 @@
 //! How much memory training takes, part by part, before it starts.
 
+use fuselora_tensor::DType;
+use fuselora_tensor::ops::lora_linear::dequantized_bytes;
+
 use crate::adapter::Target;
+use crate::batch::targets_per_chunk;
 use crate::config::{DecoderConfig, NormKind};
 
 /// What a training run holds at its peak, in bytes.
@@ -35,8 +39,10 @@ pub struct TrainingShape {
     pub weight_bytes: u64,
     /// Bytes of an element of a base that an adapted module has beside the model's weights; 0 where none has one.
     pub own_base_bytes: usize,
-    /// Bytes of an element of the activations: 4 on the CPU, elsewhere as the weights that are floats.
-    pub activation_bytes: usize,
+    /// The type of the activations: F32 on the CPU, elsewhere that of the weights that are floats.
+    pub activations: DType,
+    /// Whether the projections of the blocks are in NF4.
+    pub quantized: bool,
     /// Parameters that are trained beside the updates.
     pub whole_parameters: usize,
     /// Whether moments are held in 8 bits where a parameter is large enough.
@@ -46,9 +52,6 @@ pub struct TrainingShape {
     /// Whether it trains on the CPU.
     pub on_cpu: bool,
 }
-
-/// Targets that the head computes at once.
-const HEAD_ROWS: usize = crate::batch::TARGETS_PER_CHUNK;
 
 /// Elements of a parameter from which on its moments are held in 8 bits (bitsandbytes' `min_8bit_size`).
 pub const MIN_8BIT_SIZE: usize = 4096;
@@ -70,7 +73,7 @@ impl MemoryEstimate {
     /// Estimates LoRA training of a model on `targets`.
     pub fn new(config: &DecoderConfig, targets: &[Target], shape: TrainingShape) -> MemoryEstimate {
         let f32_bytes = size_of::<f32>() as u64;
-        let activation_bytes = shape.activation_bytes as u64;
+        let activation_bytes = shape.activations.size_in_bytes() as u64;
         let [hidden, inner, vocab, layers, tokens] = [
             config.hidden_size,
             config.intermediate_size,
@@ -122,10 +125,23 @@ impl MemoryEstimate {
         let inner_gradients = if directions > 0 { 2 } else { 1 };
         let mlp = tokens * (inner_gradients * inner + 4 * hidden);
         let attention = tokens * (3 * q_width + 2 * kv_width + 3 * hidden);
-        let rows = tokens.min(HEAD_ROWS as u64);
+        let rows = tokens.min(targets_per_chunk(shape.on_cpu) as u64);
         let head = rows * (vocab + 6 * hidden) + tokens * hidden;
         let inputs = layers * hidden * tokens * activation_bytes;
+        // On a GPU, weights in NF4 are dequantized for the projections that share an input.
+        let decoded = |groups: [u64; 2]| match shape.quantized && !shape.on_cpu {
+            true => groups
+                .map(|n| dequantized_bytes(shape.tokens, shape.activations, n as usize) as u64)
+                .into_iter()
+                .max()
+                .unwrap_or(0),
+            false => 0,
+        };
+        let outer = config.mlp.matrices() as u64 - 1;
+        let of_mlp = decoded([outer * inner * hidden, inner * hidden]);
+        let of_attention = decoded([(q_width + 2 * kv_width) * hidden, q_width * hidden]);
         let [mlp, attention, head] = [mlp, attention, head].map(|n| n * activation_bytes);
+        let (mlp, attention) = (mlp + of_mlp, attention + of_attention);
         // A block that was not kept is there again while its backward pass runs, when the head is done.
         let (activations, workspace) = if shape.gradient_checkpointing {
             (inputs, head.max(block + mlp.max(attention)))

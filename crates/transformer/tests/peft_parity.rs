@@ -418,49 +418,72 @@ fn weights_take_the_memory_that_was_foreseen() {
     }
 }
 
+/// Of one pass forward and back: what blocks keep, the largest working set and the gradients.
+fn check_estimate(case: &Case, rows: std::ops::Range<usize>, dtype: DType) {
+    let batch = case.batch(rows);
+    let device = case.model.device();
+    for gradient_checkpointing in [false, true] {
+        let before = device.memory().current;
+        device.reset_peak();
+        let mut gradients = LoraGradients::zeros(&case.lora).unwrap();
+        let pass = Pass {
+            lora: Some(&case.lora),
+            ..Pass::default()
+        };
+        let options = TrainingOptions {
+            gradient_checkpointing,
+        };
+        let mut loss = case.model.zero_loss().unwrap();
+        let scale = Tensor::full_f32(device, [1], 1.0).unwrap();
+        case.model
+            .forward_backward(&batch, &pass, &mut gradients, &scale, options, &mut loss)
+            .unwrap();
+        let taken = device.memory().peak - before;
+        let targets = case.lora.config().resolve(case.model.modules()).unwrap();
+        let shape = TrainingShape {
+            tokens: batch.rows().total(),
+            whole_parameters: 0,
+            weight_bytes: 0,
+            own_base_bytes: 0,
+            activations: dtype,
+            quantized: case.folder.ends_with(NF4_CASE),
+            moments_in_8_bits: false,
+            gradient_checkpointing,
+            on_cpu: device.is_cpu(),
+        };
+        let estimate = MemoryEstimate::new(case.model.config(), &targets, shape);
+        let expected = estimate.activations + estimate.workspace + estimate.gradients;
+        let ratio = taken as f64 / expected as f64;
+        assert!(
+            (0.9..1.1).contains(&ratio),
+            "{}, {dtype}, checkpointing {gradient_checkpointing}: {taken} bytes taken, {expected} estimated",
+            case.folder.display()
+        );
+    }
+}
+
 #[test]
 fn training_takes_the_memory_that_was_estimated() {
-    for folder in CASES.into_iter().filter_map(case) {
+    for folder in CASES.into_iter().chain([NF4_CASE]).filter_map(case) {
         let case = Case::load(folder, "adapter-initial");
-        let batch = case.batch(0..case.rows.len());
-        let tokens = batch.rows().total();
-        for gradient_checkpointing in [false, true] {
-            let device = case.model.device();
-            let before = device.memory().current;
-            device.reset_peak();
-            let mut gradients = LoraGradients::zeros(&case.lora).unwrap();
-            let pass = Pass {
-                lora: Some(&case.lora),
-                ..Pass::default()
-            };
-            let options = TrainingOptions {
-                gradient_checkpointing,
-            };
-            let mut loss = case.model.zero_loss().unwrap();
-            let scale = Tensor::full_f32(device, [1], 1.0).unwrap();
-            case.model
-                .forward_backward(&batch, &pass, &mut gradients, &scale, options, &mut loss)
-                .unwrap();
-            let taken = device.memory().peak - before;
-            let targets = case.lora.config().resolve(case.model.modules()).unwrap();
-            let shape = TrainingShape {
-                tokens,
-                whole_parameters: 0,
-                weight_bytes: 0,
-                own_base_bytes: 0,
-                activation_bytes: 4,
-                moments_in_8_bits: false,
-                gradient_checkpointing,
-                on_cpu: true,
-            };
-            let estimate = MemoryEstimate::new(case.model.config(), &targets, shape);
-            let expected = estimate.activations + estimate.workspace + estimate.gradients;
-            let ratio = taken as f64 / expected as f64;
-            assert!(
-                (0.9..1.1).contains(&ratio),
-                "{}: {taken} bytes taken, {expected} estimated",
-                case.folder.display()
-            );
-        }
+        check_estimate(&case, 0..case.rows.len(), DType::F32);
+    }
+}
+
+/// With enough tokens that weights in NF4 are dequantized first.
+#[cfg(feature = "cuda")]
+#[test]
+fn training_takes_the_memory_that_was_estimated_on_a_device() {
+    ptxsim_driver::select("h100").unwrap();
+    let device = Device::cuda(0).unwrap();
+    for folder in ["llama-lora", NF4_CASE].into_iter().filter_map(case) {
+        let case = Case::load_on(&device, DType::BF16, folder, "adapter-initial");
+        let lengths = case.rows.iter().map(|(ids, _)| ids.len());
+        let sums = lengths.scan(0, |sum, len| {
+            *sum += len;
+            Some(*sum)
+        });
+        let rows = sums.take_while(|&sum| sum < 128).count() + 1;
+        check_estimate(&case, 0..rows, DType::BF16);
     }
 }

@@ -6,8 +6,8 @@ use fuselora_tensor::{DType, Device, Nf4Weight, Tensor, Weight, philox};
 use crate::device;
 
 /// Tokens for which weights are dequantized first, and too few for it.
-const MANY: usize = 1100;
-const FEW: usize = 1000;
+const MANY: usize = 150;
+const FEW: usize = 100;
 const SHAPE: [usize; 2] = [96, 64];
 
 fn values(count: usize, seed: u32) -> Vec<f32> {

@@ -1,4 +1,4 @@
-use super::{Backward, Lora, Output, Projection};
+use super::{Backward, Lora, Output, Projection, dequantized_bytes};
 use crate::{DType, Purpose, Result, Tensor, Weight, cuda::extents};
 use fuselora_kernels::{
     abi::{LORA_MAX_RANK, MatmulShape},
@@ -8,28 +8,14 @@ use fuselora_kernels::{
 
 const _: () = assert!(super::LARGEST_CUDA_RANK == LORA_MAX_RANK as usize);
 
-/// From so many tokens on, weights in NF4 are dequantized to 16 bits before the product. Each tile of 128 tokens decodes
-/// the weight anew where it is not; dequantizing it once costs two bytes an element to write and one more time to read,
-/// less than a tenth of the product's time from here on.
-const DEQUANTIZED_FROM_TOKENS: u32 = 1024;
-/// Bytes of 16-bit weights at most that one operation makes.
-const DEQUANTIZED_BYTES: usize = 256 << 20;
-
-/// Whether weights in NF4, of so many elements together, are dequantized first: never for a product in f32, whose values
-/// keep all their bits.
-fn dequantizing_pays(tokens: u32, dtype: DType, elements: usize) -> bool {
-    tokens >= DEQUANTIZED_FROM_TOKENS
-        && dtype != DType::F32
-        && elements * dtype.size_in_bytes() <= DEQUANTIZED_BYTES
-}
-
 /// The weights that are in NF4 in the type of `x`, for as long as an operation runs, where that pays.
 fn dequantized(x: &Tensor, tokens: u32, weights: &[&Weight]) -> Result<Vec<Option<Tensor>>> {
     let elements = |weight: &&Weight| match weight {
         Weight::Nf4(weight) => weight.shape().iter().product::<usize>(),
         Weight::Dense(_) => 0,
     };
-    let pays = dequantizing_pays(tokens, x.dtype(), weights.iter().map(elements).sum());
+    let elements = weights.iter().map(elements).sum();
+    let pays = dequantized_bytes(tokens as usize, x.dtype(), elements) > 0;
     let _holding = x.device().hold(Purpose::Workspace);
     let dequantize = |weight: &&Weight| match weight {
         Weight::Nf4(weight) if pays => weight.dequantize(x.dtype()).map(Some),
@@ -173,21 +159,5 @@ impl Projection<'_> {
             out_features,
             lora: lora.transpose()?,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::dequantizing_pays;
-    use crate::DType;
-
-    #[test]
-    fn many_tokens_dequantize_what_fits() {
-        let elements = 4096 * 4096;
-        assert!(dequantizing_pays(1024, DType::BF16, elements));
-        assert!(dequantizing_pays(1024, DType::F16, 8 * elements));
-        assert!(!dequantizing_pays(1023, DType::BF16, elements));
-        assert!(!dequantizing_pays(1024, DType::F32, elements));
-        assert!(!dequantizing_pays(1024, DType::BF16, 8 * elements + 1));
     }
 }

@@ -107,6 +107,23 @@ pub fn forward(x: &Tensor, projections: &[Projection]) -> Result<Vec<Output>> {
     Ok(outputs)
 }
 
+/// From so many tokens on, weights in NF4 are dequantized to 16 bits before the product: a product that decodes them on
+/// their way waits for its own arithmetic. Measured with 512 tokens, see docs/kernels.md.
+const DEQUANTIZED_FROM_TOKENS: usize = 128;
+/// Bytes of 16-bit weights at most that one operation makes.
+const DEQUANTIZED_BYTES: usize = 256 << 20;
+
+/// Bytes of weights that an operation on a CUDA device dequantizes for as long as it runs, of `elements` in NF4 that
+/// projections which share an input have; 0 where it decodes them on their way into the product: for few tokens, where
+/// they would be too many, and in F32, whose values keep all their bits.
+pub fn dequantized_bytes(tokens: usize, activations: DType, elements: usize) -> usize {
+    let bytes = elements * activations.size_in_bytes();
+    let pays = tokens >= DEQUANTIZED_FROM_TOKENS
+        && activations != DType::F32
+        && bytes <= DEQUANTIZED_BYTES;
+    if pays { bytes } else { 0 }
+}
+
 /// The backward pass of [`forward`]. With `dH = scaling·dY·B` of each projection:
 /// `dB += scaling·dYᵀ·H`, `dA += dHᵀ·drop(x)`, and `dX = Σ dY·W + drop(dH·A)` over the projections, which is
 /// returned when `need_dx` is set. The weight and the bias have no gradient.
@@ -266,5 +283,23 @@ impl Backward<'_> {
             }
             (None, _, None) => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_tokens_dequantize_what_fits() {
+        let elements = 4096 * 4096;
+        assert_eq!(dequantized_bytes(128, DType::BF16, elements), 2 * elements);
+        assert_eq!(
+            dequantized_bytes(128, DType::F16, 8 * elements),
+            16 * elements
+        );
+        assert_eq!(dequantized_bytes(127, DType::BF16, elements), 0);
+        assert_eq!(dequantized_bytes(128, DType::F32, elements), 0);
+        assert_eq!(dequantized_bytes(128, DType::BF16, 8 * elements + 1), 0);
     }
 }
