@@ -30,6 +30,7 @@ gpu_bench [OPTIONS]
 
 const EFFORT: Effort = Effort {
     graph: 2e-3,
+    warm_up: 0.2,
     replays: 0.06,
     fewest_replays: 3,
     most_sets: 32,

@@ -14,6 +14,9 @@ use cudarc::driver::sys::{
 pub struct Effort {
     /// Of a graph, seconds: many times what starting one takes.
     pub graph: f64,
+    /// Of replays that are not timed, seconds: a GPU that was idle starts with clocks that its limit of power does not
+    /// let it keep.
+    pub warm_up: f64,
     /// Of all replays, seconds, and at least so many of them.
     pub replays: f64,
     pub fewest_replays: usize,
@@ -25,6 +28,7 @@ impl Effort {
     /// Enough to show that a case runs.
     pub const LEAST: Effort = Effort {
         graph: 0.0,
+        warm_up: 0.0,
         replays: 0.0,
         fewest_replays: 1,
         most_sets: 2,
@@ -58,11 +62,10 @@ pub fn time(device: &Device, bytes: u64, effort: Effort, make: &Make) -> Result<
     let graph = graph?.context("the calls launched nothing")?;
 
     let per_graph = (rounds * sets) as f64;
-    let fitting = (effort.replays / (once * per_graph)).min(100.0) as usize;
-    let replays = fitting.max(effort.fewest_replays);
+    let fitting = |seconds: f64| (seconds / (once * per_graph)) as usize;
+    let replays = fitting(effort.replays).clamp(effort.fewest_replays, 100);
     let mut times = Vec::with_capacity(replays);
-    // A tenth of the replays brings the clocks up.
-    for _ in 0..replays.div_ceil(10) {
+    for _ in 0..fitting(effort.warm_up) {
         graph.launch()?;
     }
     for _ in 0..replays {

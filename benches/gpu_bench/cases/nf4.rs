@@ -8,20 +8,26 @@ use fuselora_kernels::nf4::{Absmax, Weight, dequantize, quantize};
 use fuselora_kernels::{Element, Kernels, LaunchError};
 
 const BLOCK_SIZE: u64 = 64;
+/// Tokens that the kernels for generation take at most.
+const GEMV_TOKENS: u32 = 8;
 /// Absmax values that share one of the second level.
 const NESTED_BLOCK_SIZE: u64 = 256;
 
 pub fn cases(scope: Scope) -> Vec<Case> {
     let (shapes, tokens): (&[[u32; 2]], &[u32]) = match scope {
         Scope::Tiny => (&[[64, 64]], &[1, 9]),
-        Scope::Quick => (&[[4096, 4096]], &[1, 2048]),
-        Scope::Full => (&[[4096, 4096], [14336, 4096]], &[1, 4, 8, 128, 2048]),
+        Scope::Quick => (&[[4096, 4096], [14336, 4096]], &[1, 512]),
+        Scope::Full => (&[[4096, 4096], [14336, 4096]], &[1, 4, 8, 128, 512, 2048]),
     };
     let mut cases = Vec::new();
     for &shape in shapes {
         for element in [Element::Bf16, Element::F32] {
             for nested in [false, true] {
                 cases.push(dequantize_case(shape, element, nested));
+                if element == Element::Bf16 {
+                    let many = tokens.iter().filter(|&&tokens| tokens > GEMV_TOKENS);
+                    cases.extend(many.map(|&t| dequantized_case(t, shape, element, nested)));
+                }
                 cases.extend(
                     tokens
                         .iter()
@@ -49,6 +55,52 @@ fn dequantize_case(shape: [u32; 2], element: Element, nested: bool) -> Case {
             let mut out = device.empty(element, size.elements)?;
             let call: Call = Box::new(move |kernels| {
                 dequantize(kernels, &weight.weight(), 0, out.operand_mut())
+            });
+            Ok(call)
+        }),
+    }
+}
+
+/// What the product is compared with: the whole weight dequantized first.
+fn dequantized_case(tokens: u32, shape: [u32; 2], element: Element, nested: bool) -> Case {
+    let (size, [out_features, in_features]) = (Size::of(shape), shape);
+    let [x_len, y_len] = [in_features, out_features].map(|n| u64::from(tokens) * u64::from(n));
+    Case {
+        name: [
+            "nf4 dequantize, then product",
+            "nf4 dequantize, nested, then product",
+        ][usize::from(nested)],
+        shape: vec![tokens, out_features, in_features],
+        element,
+        bytes: size.bytes(nested) + element.size_in_bytes() * (2 * size.elements + x_len + y_len),
+        flops: 2 * u64::from(tokens) * size.elements,
+        make: Box::new(move |device| {
+            let weight = Buffers::new(device, size, nested)?;
+            let mut dense = device.empty(element, size.elements)?;
+            let x = device.random(element, x_len)?;
+            let mut y = device.empty(element, y_len)?;
+            let mut workspace = device.empty(Element::F32, 1)?;
+            let call: Call = Box::new(move |kernels| {
+                dequantize(kernels, &weight.weight(), 0, dense.operand_mut())?;
+                let projection = Projection {
+                    weight: lora_linear::Weight::Dense(dense.operand()),
+                    bias: None,
+                    out_features,
+                    lora: None,
+                };
+                let output = Output {
+                    y: y.operand_mut(),
+                    h: None,
+                };
+                forward(
+                    kernels,
+                    tokens,
+                    in_features,
+                    x.operand(),
+                    &[projection],
+                    &[output],
+                    workspace.operand_mut(),
+                )
             });
             Ok(call)
         }),
