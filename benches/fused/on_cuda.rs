@@ -160,7 +160,11 @@ fn others(
         attention::compared(heads, ELEMENT, true),
         attention::compared(heads, ELEMENT, false),
         nf4::compared(tokens, [hidden, hidden], ELEMENT),
-        loss::compared([tokens, model.vocab, hidden], ELEMENT),
+        loss::compared(
+            [tokens, model.vocab, hidden],
+            loss::TARGETS_PER_CHUNK,
+            ELEMENT,
+        ),
     ] {
         compare(device, bench, model.name, pair)?;
     }

@@ -7,8 +7,8 @@ use fuselora_kernels::lora_linear::{self, Backward, Output, Projection, Weight};
 use fuselora_kernels::loss::{cross_entropy_backward, cross_entropy_forward};
 use fuselora_kernels::{Element, Kernels, LaunchError};
 
-/// Targets whose logits exist at once, as in training.
-const TARGETS_PER_CHUNK: u32 = 2048;
+/// Targets whose logits exist at once, as in training on a GPU.
+pub const TARGETS_PER_CHUNK: u32 = 2048;
 
 pub fn cases(scope: Scope) -> Vec<Case> {
     let shape: [u32; 2] = match scope {
@@ -20,19 +20,17 @@ pub fn cases(scope: Scope) -> Vec<Case> {
     for &element in scope.storage() {
         cases.extend([true, false].map(|is_forward| case(shape, element, is_forward)));
     }
-    cases.extend(compared(
-        match scope {
-            Scope::Tiny => [TARGETS_PER_CHUNK + 8, 72, 64],
-            Scope::Quick | Scope::Full => [shape[0], shape[1], 2048],
-        },
-        Element::Bf16,
-    ));
+    let (head, per_chunk) = match scope {
+        Scope::Tiny => ([20, 72, 64], 16),
+        Scope::Quick | Scope::Full => ([2 * TARGETS_PER_CHUNK, shape[1], 2048], TARGETS_PER_CHUNK),
+    };
+    cases.extend(compared(head, per_chunk, Element::Bf16));
     cases
 }
 
 /// The head, the loss and their backward pass: in chunks of targets, and with all logits at once, the loss apart from
 /// its gradient.
-pub fn compared(shape: [u32; 3], element: Element) -> [Case; 2] {
+pub fn compared(shape: [u32; 3], per_chunk: u32, element: Element) -> [Case; 2] {
     let case = |name, run: fn(&mut Head, &Kernels) -> Result<(), LaunchError>| {
         let [tokens, vocab, in_features] = shape.map(u64::from);
         let (x, weight, logits) = (tokens * in_features, vocab * in_features, tokens * vocab);
@@ -43,7 +41,7 @@ pub fn compared(shape: [u32; 3], element: Element) -> [Case; 2] {
             bytes: element.size_in_bytes() * (2 * x + 2 * weight + 2 * logits),
             flops: 2 * 2 * tokens * weight,
             make: Box::new(move |device| {
-                let mut head = Head::new(device, shape, element)?;
+                let mut head = Head::new(device, shape, per_chunk, element)?;
                 Ok(Box::new(move |kernels| run(&mut head, kernels)))
             }),
         }
@@ -93,6 +91,7 @@ struct Head {
     tokens: u32,
     vocab: u32,
     in_features: u32,
+    per_chunk: u32,
     x: Buffer,
     weight: Buffer,
     logits: Buffer,
@@ -105,7 +104,7 @@ struct Head {
 }
 
 impl Head {
-    fn new(device: &Device, shape: [u32; 3], element: Element) -> Result<Head> {
+    fn new(device: &Device, shape: [u32; 3], per_chunk: u32, element: Element) -> Result<Head> {
         let [tokens, vocab, in_features] = shape;
         let elements = |[a, b]: [u32; 2]| u64::from(a) * u64::from(b);
         let targets: Vec<u32> = (0..tokens).map(|token| 37 * token % vocab).collect();
@@ -113,6 +112,7 @@ impl Head {
             tokens,
             vocab,
             in_features,
+            per_chunk,
             x: device.random(element, elements([tokens, in_features]))?,
             weight: device.random(element, elements([vocab, in_features]))?,
             logits: device.empty(element, elements([tokens, vocab]))?,
@@ -126,8 +126,8 @@ impl Head {
     }
 
     fn in_chunks(&mut self, kernels: &Kernels) -> Result<(), LaunchError> {
-        for first in (0..self.tokens).step_by(TARGETS_PER_CHUNK as usize) {
-            let count = TARGETS_PER_CHUNK.min(self.tokens - first);
+        for first in (0..self.tokens).step_by(self.per_chunk as usize) {
+            let count = self.per_chunk.min(self.tokens - first);
             self.forward(kernels, first, count)?;
             self.backward(kernels, first, count)?;
         }
