@@ -139,6 +139,32 @@ struct LoraPass {
     uint32_t rank_blocks;
 };
 
+// Rows of a batch that one update belongs to.
+struct LoraSegment {
+    uint64_t lora_a;
+    uint64_t lora_b;
+    uint32_t begin;
+    uint32_t rows;
+    uint32_t rank;
+    float scaling;
+    // Tiles of LORA_SEGMENT_ROWS of the segments before.
+    uint32_t first_tile;
+};
+
+constexpr uint32_t LORA_MAX_SEGMENTS = 64;
+// What a block covers of y.
+constexpr uint32_t LORA_SEGMENT_ROWS = 16;
+constexpr uint32_t LORA_SEGMENT_OUTS = 512;
+
+struct LoraSegments {
+    LoraSegment segments[LORA_MAX_SEGMENTS];
+    uint64_t x;
+    uint64_t y;
+    uint32_t count;
+    uint32_t in_features;
+    uint32_t out_features;
+};
+
 // out [count] = (accumulate ? out : 0) + scaling (sum of partials [splits, count])
 struct LoraSum {
     uint64_t partials;

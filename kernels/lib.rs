@@ -33,6 +33,8 @@ pub mod abi {
     // SAFETY: as above.
     unsafe impl DeviceRepr for LoraProduct {}
     // SAFETY: as above.
+    unsafe impl DeviceRepr for LoraSegments {}
+    // SAFETY: as above.
     unsafe impl DeviceRepr for LoraSums {}
     // SAFETY: as above.
     unsafe impl DeviceRepr for MatmulShape {}

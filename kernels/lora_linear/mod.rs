@@ -9,10 +9,12 @@ mod backward;
 mod forward;
 mod pass;
 mod product;
+mod segmented;
 
 pub use backward::{Backward, Gradients, backward, backward_workspace};
 pub use forward::{Output, forward, forward_workspace};
 pub use pass::partial_sums;
+pub use segmented::{Segment, add_segments};
 
 use crate::abi::{LORA_MAX_GROUP, LORA_MAX_RANK, LoraDropout, LoraTerm};
 use crate::{Element, LaunchError, Operand, nf4};
@@ -167,9 +169,14 @@ impl Input {
         if let Some(bias) = projection.bias {
             bias.check("bias", Element::F32, out)?;
         }
-        let Some(lora) = &projection.lora else {
-            return Ok(());
-        };
+        match &projection.lora {
+            Some(lora) => self.check_lora(lora, out),
+            None => Ok(()),
+        }
+    }
+
+    /// The update of a weight with `out` rows.
+    fn check_lora(&self, lora: &Lora, out: u64) -> Result<(), LaunchError> {
         let rank = u64::from(lora.rank);
         if !(1..=LORA_MAX_RANK).contains(&lora.rank) {
             return Err(LaunchError::Parameter {
@@ -188,7 +195,8 @@ impl Input {
             }
             dropout.step.check("dropout step", Element::U32, 1)?;
         }
-        lora.a.check("lora_a", Element::F32, rank * in_features)?;
+        lora.a
+            .check("lora_a", Element::F32, rank * u64::from(self.in_features))?;
         lora.b.check("lora_b", Element::F32, out * rank)
     }
 

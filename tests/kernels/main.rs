@@ -19,6 +19,7 @@ mod norm;
 mod optimizer;
 mod refusals;
 mod rope;
+mod segmented;
 mod storage;
 mod views;
 
@@ -40,6 +41,7 @@ const TESTED: &[&[&str]] = &[
     norm::KERNELS,
     optimizer::KERNELS,
     rope::KERNELS,
+    segmented::KERNELS,
 ];
 
 // A kernel that no module lists fails the build of the tests, with its name.

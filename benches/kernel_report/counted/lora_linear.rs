@@ -1,8 +1,8 @@
 use super::{Counting, Device, extents};
 use anyhow::{Context, Result};
 use fuselora_kernels::lora_linear::{
-    Backward, Gradients, Lora, Output, Projection, Weight, backward, backward_workspace, forward,
-    forward_workspace,
+    Backward, Gradients, Lora, Output, Projection, Segment, Weight, add_segments, backward,
+    backward_workspace, forward, forward_workspace,
 };
 use fuselora_kernels::nf4;
 use half::{bf16, f16};
@@ -12,6 +12,11 @@ pub fn launch(device: &Device, kernel: &str, shape: Option<&[u64]>) -> Result<Op
         Some(kernel) => (kernel, true),
         None => (kernel, false),
     };
+    if let Some((operation, _)) = kernel.rsplit_once('_')
+        && operation == "lora_segmented"
+    {
+        return by_storage!(kernel, run_segmented(device, shape));
+    }
     let Some(operation) = kernel.strip_prefix("lora_linear_") else {
         return Ok(None);
     };
@@ -51,6 +56,53 @@ fn run<T: Counting>(
         false => run_backward::<T>(device, shape, nf4, !is("dh_") || is("dh_db"))?,
     }
     Ok(shape.to_vec())
+}
+
+/// Tokens, in_features, out_features and rank of four adapters, each for its share of the tokens.
+fn run_segmented<T: Counting>(
+    _: &str,
+    device: &Device,
+    shape: Option<&[u64]>,
+) -> Result<Option<Vec<u64>>> {
+    let shape = extents(shape, [64, 1024, 1024, 16])?;
+    let [tokens, in_features, out_features, rank] = shape;
+    let x = device.zeros::<T>(tokens * in_features)?;
+    let mut y = device.zeros::<T>(tokens * out_features)?;
+    let pairs = (0..4)
+        .map(|_| {
+            let a = device.zeros::<f32>(rank * in_features)?;
+            Ok((a, device.zeros::<f32>(out_features * rank)?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let share = u32::try_from(tokens.div_ceil(4))?;
+    let segments = pairs
+        .iter()
+        .zip(0..)
+        .map(|((a, b), index)| {
+            Ok(Segment {
+                rows: index * share..((index + 1) * share).min(tokens as u32),
+                lora: Lora {
+                    a: device.operand(a),
+                    b: device.operand(b),
+                    rank: rank.try_into()?,
+                    scaling: 1.0,
+                    dropout: None,
+                },
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    add_segments(
+        &device.kernels,
+        [
+            tokens.try_into()?,
+            in_features.try_into()?,
+            out_features.try_into()?,
+        ],
+        device.operand(&x),
+        &segments,
+        device.operand_mut(&mut y),
+    )?;
+    Ok(Some(shape.to_vec()))
 }
 
 /// The tensors of one projection.

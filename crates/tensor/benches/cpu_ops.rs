@@ -9,11 +9,14 @@ mod layer;
 
 use criterion::{Criterion, Throughput};
 use fuselora_tensor::{
-    DType, Device, Tensor,
+    DType, Device, Tensor, Weight,
     ops::{
         attention::{self, AttentionConfig, Rows},
-        cross_entropy, rms_norm,
+        cross_entropy,
+        lora_linear::{self, Lora, Projection},
+        rms_norm,
         rope::{self, RopeTable},
+        segmented_lora::{self, Segment},
         swiglu,
     },
 };
@@ -126,6 +129,74 @@ fn compare(layers: &mut [Named]) {
     }
 }
 
+fn lora_of([a, b]: &[Tensor; 2]) -> Lora<'_> {
+    Lora {
+        a,
+        b,
+        scaling: 2.0,
+        dropout: None,
+    }
+}
+
+/// A batch whose rows have one adapter, and one whose rows have 16 adapters of their own, 4 each.
+fn adapters(device: &Device) {
+    const ROWS: usize = 64;
+    const ADAPTERS: usize = 16;
+    const RANK: usize = 16;
+    println!("\n{ROWS} rows, rank {RANK} | 1 adapter, ms | {ADAPTERS} adapters, ms | ratio");
+    for [in_features, out_features] in [
+        [576, 576],
+        [576, 1536],
+        [1536, 576],
+        [2048, 2048],
+        [2048, 8192],
+    ] {
+        let x = random(device, &[ROWS, in_features]);
+        let weight = Weight::Dense(random(device, &[out_features, in_features]));
+        let pairs: Vec<[Tensor; 2]> = (0..ADAPTERS)
+            .map(|_| {
+                [
+                    random(device, &[RANK, in_features]),
+                    random(device, &[out_features, RANK]),
+                ]
+            })
+            .collect();
+        let frozen = Projection {
+            weight: &weight,
+            bias: None,
+            lora: None,
+        };
+        let single = Projection {
+            lora: Some(lora_of(&pairs[0])),
+            ..frozen
+        };
+        let rows = ROWS / ADAPTERS;
+        let segments: Vec<Segment> = pairs
+            .iter()
+            .enumerate()
+            .map(|(index, pair)| Segment {
+                rows: index * rows..(index + 1) * rows,
+                lora: lora_of(pair),
+            })
+            .collect();
+        let [one, many] = fastest([
+            &mut || drop(black_box(lora_linear::forward(&x, &[single]).unwrap())),
+            &mut || {
+                let mut y = lora_linear::forward(&x, &[frozen]).unwrap().remove(0).y;
+                segmented_lora::add_assign(&mut y, &x, &segments).unwrap();
+                drop(black_box(y));
+            },
+        ]);
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        println!(
+            "{in_features:>5} to {out_features:>5}  | {:>13.3} | {:>15.3} | {:>5.2}",
+            ms(one),
+            ms(many),
+            ms(many) / ms(one)
+        );
+    }
+}
+
 fn others(criterion: &mut Criterion, device: &Device) {
     let hidden = random(device, &[TOKENS, 576]);
     let weight = random(device, &[576]);
@@ -222,4 +293,5 @@ fn main() {
     others(&mut criterion, &device);
     criterion.final_summary();
     compare(&mut layers);
+    adapters(&device);
 }

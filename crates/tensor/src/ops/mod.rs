@@ -17,4 +17,5 @@ pub mod lora_linear;
 pub mod optimizer;
 pub mod rms_norm;
 pub mod rope;
+pub mod segmented_lora;
 pub mod swiglu;

@@ -17,6 +17,7 @@ use fuselora_tensor::{
         optimizer::{self, AdamWHyper, AdamWParam, AdamWRate, AdamWRates},
         rms_norm,
         rope::{self, RopeTable},
+        segmented_lora::{self, Segment},
         swiglu,
     },
     reference,
@@ -203,6 +204,31 @@ proptest! {
         assert_same_of_terms("dq", &found.0, &expected.0, 1.0, DType::F32);
         assert_same_of_terms("dk", &found.1, &expected.1, 1.0, DType::F32);
         assert_same("dv", &found.2, &expected.2, DType::F32);
+    }
+
+    #[test]
+    fn segments_of_updates(
+        parts in prop::collection::vec((0usize..3, 0usize..20, 1usize..9), 1..4),
+        in_features in 1usize..40, out in 1usize..60, dtype in float(), seed: u64,
+    ) {
+        let mut sample = Sample::new(seed, dtype);
+        let tokens = parts.iter().map(|(gap, rows, _)| gap + rows).sum::<usize>() + 1;
+        let (x, mut y) = (sample.activations([tokens, in_features]), sample.activations([tokens, out]));
+        let mut begin = 0;
+        let pairs: Vec<_> = parts.iter().map(|&(gap, rows, rank)| {
+            let range = begin + gap..begin + gap + rows;
+            begin = range.end;
+            (range, sample.parameters([rank, in_features]), sample.parameters([out, rank]))
+        }).collect();
+        let segments = |side: fn(&Pair) -> &Tensor| -> Vec<Segment> {
+            pairs.iter().map(|(rows, a, b)| Segment {
+                rows: rows.clone(),
+                lora: Lora { a: side(a), b: side(b), scaling: 0.75, dropout: None },
+            }).collect()
+        };
+        segmented_lora::add_assign(&mut y.cuda, &x.cuda, &segments(|pair| &pair.cuda)).unwrap();
+        segmented_lora::add_assign(&mut y.cpu, &x.cpu, &segments(|pair| &pair.cpu)).unwrap();
+        assert_same("y", &y.cuda, &y.cpu, dtype);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use fuselora_tensor::{
         optimizer::{self, AdamWHyper, AdamWParam, AdamWRate, AdamWRates},
         rms_norm,
         rope::{self, RopeTable},
+        segmented_lora::{self, Segment},
         swiglu,
     },
     reference,
@@ -60,6 +61,38 @@ proptest! {
             assert_close("y", &output.y, expected);
             prop_assert_eq!(output.h.is_some(), with_lora);
         }
+    }
+
+    #[test]
+    fn segments_have_their_own_updates(
+        parts in prop::collection::vec((0usize..3, prop_oneof![0usize..5, 9usize..40], 1usize..10), 1..6),
+        in_features in 1usize..50, out in 1usize..250, seed: u64,
+    ) {
+        let mut sample = Sample::new(seed);
+        let tokens = parts.iter().map(|(gap, rows, _)| gap + rows).sum::<usize>() + 1;
+        let (x, y) = (sample.values(tokens * in_features), sample.values(tokens * out));
+        let keep = vec![1.0; tokens * in_features];
+        let mut expected = wide(&y);
+        let (mut begin, mut pairs) = (0, Vec::new());
+        for (gap, rows, rank) in parts {
+            let range = begin + gap..begin + gap + rows;
+            begin = range.end;
+            let (a, b) = (sample.values(rank * in_features), sample.values(out * rank));
+            let lora = reference::Lora { a: &wide(&a), b: &wide(&b), rank, scaling: 0.75, keep: &keep };
+            let own = wide(&x[range.start * in_features..range.end * in_features]);
+            let update = reference::lora_linear(&own, &vec![0.0; out * in_features], None, Some(&lora), in_features);
+            for (y, update) in expected[range.start * out..range.end * out].iter_mut().zip(&update) {
+                *y += update;
+            }
+            pairs.push((range, tensor([rank, in_features], &a), tensor([out, rank], &b)));
+        }
+        let segments: Vec<_> = pairs.iter().map(|(rows, a, b)| Segment {
+            rows: rows.clone(),
+            lora: Lora { a, b, scaling: 0.75, dropout: None },
+        }).collect();
+        let mut found = tensor([tokens, out], &y);
+        segmented_lora::add_assign(&mut found, &tensor([tokens, in_features], &x), &segments).unwrap();
+        assert_close("y", &found, &expected);
     }
 
     #[test]

@@ -183,7 +183,7 @@ pub fn merge(weight: &Weight, a: &Tensor, b: &Tensor, scaling: f32) -> Result<Te
 }
 
 impl Lora<'_> {
-    fn rank(&self) -> usize {
+    pub(super) fn rank(&self) -> usize {
         self.a.shape().first().copied().unwrap_or(0)
     }
 
@@ -193,14 +193,8 @@ impl Lora<'_> {
         weight: &Weight,
         in_features: usize,
     ) -> Result<()> {
-        let (rank, _) = self.a.matrix(&name("lora_a"), "[rank, in_features]")?;
-        self.a.check_shape(&name("lora_a"), &[rank, in_features])?;
-        self.b
-            .check_shape(&name("lora_b"), &[weight.out_features(), rank])?;
-        self.a.check_dtype(&name("lora_a"), DType::F32)?;
-        self.b.check_dtype(&name("lora_b"), DType::F32)?;
+        self.check_shapes(&name, weight.out_features(), in_features)?;
         weight.check_device(&name("weight"), self.a.device())?;
-        self.b.check_device(&name("lora_b"), self.a.device())?;
         let Some(dropout) = self.dropout else {
             return Ok(());
         };
@@ -215,6 +209,21 @@ impl Lora<'_> {
         step.check_shape(&name, &[1])?;
         step.check_dtype(&name, DType::U32)?;
         step.check_device(&name, self.a.device())
+    }
+
+    /// Checks the pair as the update of a weight `[out_features, in_features]`.
+    pub(super) fn check_shapes(
+        &self,
+        name: impl Fn(&str) -> String,
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<()> {
+        let (rank, _) = self.a.matrix(&name("lora_a"), "[rank, in_features]")?;
+        self.a.check_shape(&name("lora_a"), &[rank, in_features])?;
+        self.b.check_shape(&name("lora_b"), &[out_features, rank])?;
+        self.a.check_dtype(&name("lora_a"), DType::F32)?;
+        self.b.check_dtype(&name("lora_b"), DType::F32)?;
+        self.b.check_device(&name("lora_b"), self.a.device())
     }
 
     /// The dropout, where it changes anything.
