@@ -11,7 +11,7 @@ use fuselora_transformer::model::Model;
 use fuselora_transformer::tokenizer::Tokenizer;
 
 use crate::cli::RowArgs;
-use crate::data::{Dataset, Encode, Encoding, Limits};
+use crate::data::{Dataset, Encode, Encoding, FieldNames, Limits};
 use crate::machine::Machine;
 use crate::mistake;
 
@@ -80,6 +80,20 @@ impl BaseModel {
         rows: &RowArgs,
         end_text: bool,
     ) -> anyhow::Result<(Dataset, Limits)> {
+        self.dataset_of(file, &rows.field_names(), rows, end_text)
+    }
+
+    /// [`BaseModel::dataset`] of these fields.
+    ///
+    /// # Errors
+    /// As [`Dataset::load`].
+    pub fn dataset_of(
+        &self,
+        file: &Path,
+        fields: &FieldNames,
+        rows: &RowArgs,
+        end_text: bool,
+    ) -> anyhow::Result<(Dataset, Limits)> {
         let limits = Limits {
             max_seq_length: rows.max_seq_length,
             vocab_size: self.model.config().vocab_size,
@@ -93,9 +107,6 @@ impl BaseModel {
             mask_prompt: rows.mask_prompt,
             end_text,
         };
-        Ok((
-            Dataset::load(file, &rows.field_names(), &encoding, limits)?,
-            limits,
-        ))
+        Ok((Dataset::load(file, fields, &encoding, limits)?, limits))
     }
 }

@@ -2,7 +2,7 @@
 
 use fuselora_tensor::Tensor;
 use fuselora_transformer::batch::Batch;
-use fuselora_transformer::lora::{Lora, Pass};
+use fuselora_transformer::lora::{AdapterRows, Lora, Pass};
 use fuselora_transformer::model::Model;
 
 use crate::data::{PackedBatch, Row};
@@ -52,13 +52,35 @@ pub fn evaluate(
     rows: &[Row],
     batch_size: usize,
 ) -> anyhow::Result<Evaluation> {
-    let pass = Pass {
-        lora,
-        ..Pass::default()
-    };
+    let rows: Vec<_> = rows.iter().map(|row| (row, lora)).collect();
+    evaluate_mixed(model, &rows, batch_size)
+}
+
+/// Evaluates a model on rows that have an adapter of their own each, or none. The rows of a batch pass over the frozen
+/// weights together.
+///
+/// # Errors
+/// No room on the device, or adapters that cannot share a batch and have to.
+pub fn evaluate_mixed(
+    model: &Model,
+    rows: &[(&Row, Option<&Lora>)],
+    batch_size: usize,
+) -> anyhow::Result<Evaluation> {
     let (mut loss, mut targets) = (0.0, 0);
     for rows in rows.chunks(batch_size) {
-        let packed = PackedBatch::pack(rows);
+        let packed = PackedBatch::pack(rows.iter().map(|(row, _)| *row));
+        let mixed = adapter_rows(rows);
+        let pass = match &mixed[..] {
+            // An adapter of every row need not be one that can share a batch.
+            [all] if all.tokens == (0..packed.tokens.len()) => Pass {
+                lora: Some(all.lora),
+                ..Pass::default()
+            },
+            mixed => Pass {
+                mixed,
+                ..Pass::default()
+            },
+        };
         let mut batch_loss = model.zero_loss()?;
         model.loss(&to_device(model, &packed)?, &pass, &mut batch_loss)?;
         loss += scalar(&batch_loss)?;
@@ -70,4 +92,17 @@ pub fn evaluate(
         perplexity: mean.exp(),
         target_tokens: targets,
     })
+}
+
+/// Which tokens of a packed batch have which adapter.
+fn adapter_rows<'a>(rows: &[(&Row, Option<&'a Lora>)]) -> Vec<AdapterRows<'a>> {
+    let mut end = 0;
+    AdapterRows::merged(rows.iter().filter_map(|(row, lora)| {
+        let tokens = end..end + row.tokens().len();
+        end = tokens.end;
+        Some(AdapterRows {
+            tokens,
+            lora: (*lora)?,
+        })
+    }))
 }

@@ -249,3 +249,135 @@ fn merging_into_4_bits_says_what_it_changes() {
     let line = format!("loss {before:.4} with the adapter beside its base, {after:.4} requantized");
     assert!(told.contains(&line), "{told}");
 }
+
+const PARITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/parity");
+
+/// What the program prints, a JSON object a line.
+fn json_lines(arguments: &[&str]) -> Vec<serde_json::Value> {
+    let output = fuselora().args(arguments).assert().success();
+    let text = String::from_utf8(output.get_output().stdout.clone()).unwrap();
+    let lines = text.lines();
+    lines
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// Rows with adapters of their own lose what they lose with each adapter alone.
+#[test]
+fn rows_name_their_adapters() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = format!("{PARITY}/linear-rope/base");
+    let adapters =
+        ["linear-rope", "layers-pattern"].map(|case| format!("{PARITY}/{case}/adapter-trained"));
+    let named = [("first", &adapters[0]), ("second", &adapters[1])]
+        .map(|(name, folder)| format!("{name}={folder}"));
+    let several = [
+        "--model",
+        &base,
+        "--adapter",
+        &named[0],
+        "--adapter",
+        &named[1],
+    ];
+    let row = |ids: [u32; 5], adapter: &str| {
+        format!("{{\"input_ids\": {ids:?}, \"adapter\": \"{adapter}\"}}\n")
+    };
+    let (one, two, three) = ([3, 1, 4, 1, 5], [9, 2, 6, 5, 3], [2, 7, 1, 8, 2]);
+    let write = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let loss = |arguments: &[&str], data: &str| {
+        let found = json_lines(&[&["eval", "--json", "--data", data], arguments].concat());
+        found[0]["loss"].as_f64().unwrap()
+    };
+    let alone = [
+        (one, Some(&adapters[0])),
+        (two, Some(&adapters[1])),
+        (three, None),
+    ]
+    .map(|(ids, adapter)| {
+        let data = write("one.jsonl", &row(ids, "any"));
+        let mut arguments = vec!["--model", &base];
+        arguments.extend(adapter.iter().flat_map(|folder| ["--adapter", folder]));
+        loss(&arguments, &data)
+    });
+    let rows = row(one, "first") + &row(two, "second") + &row(three, "__base__");
+    let together = loss(&several, &write("all.jsonl", &rows));
+    let mean = alone.iter().sum::<f64>() / 3.0;
+    assert!(
+        (together - mean).abs() < 1e-6 * mean,
+        "{together} and {mean}"
+    );
+    assert!((alone[0] - alone[2]).abs() > 1e-3, "{alone:?}");
+
+    let data = write("unknown.jsonl", &row(one, "third"));
+    let said = complaint(&[&["eval", "--data", &data], &several[..]].concat());
+    assert!(
+        said.contains("there is no adapter third: there are first, second and __base__"),
+        "{said}"
+    );
+    let said = complaint(&[
+        "eval",
+        "--data",
+        &data,
+        "--model",
+        &base,
+        "--adapter",
+        &adapters[0],
+        "--adapter",
+        &adapters[1],
+    ]);
+    assert!(said.contains("several adapters need names"), "{said}");
+}
+
+/// Prompts of a file get the answers that each gets alone.
+#[test]
+fn prompts_name_their_adapters() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = format!("{PARITY}/linear-rope/base");
+    let named = [("first", "linear-rope"), ("second", "layers-pattern")]
+        .map(|(name, case)| format!("{name}={PARITY}/{case}/adapter-trained"));
+    let common = [
+        "generate",
+        "--model",
+        &base,
+        "--adapter",
+        &named[0],
+        "--adapter",
+        &named[1],
+        "--temperature=0",
+        "--max-new-tokens=6",
+    ];
+    let asked = [
+        ("first", "3,1,4"),
+        ("__base__", "1,5,9,2"),
+        ("second", "6"),
+        ("first", "5,3"),
+    ];
+    let lines = asked
+        .map(|(adapter, ids)| format!("{{\"prompt_ids\": [{ids}], \"adapter\": \"{adapter}\"}}\n"));
+    let prompts = folder.path().join("prompts.jsonl");
+    fs::write(&prompts, lines.concat()).unwrap();
+    let together = json_lines(&[&common[..], &["--prompts", prompts.to_str().unwrap()]].concat());
+    for ((adapter, ids), answer) in asked.iter().zip(&together) {
+        let alone = json_lines(
+            &[
+                &common[..],
+                &["--json", "--adapter-name", adapter, "--prompt-ids", ids],
+            ]
+            .concat(),
+        );
+        assert_eq!(answer["tokens"], alone[0]["tokens"], "{adapter}");
+        assert_eq!(answer["adapter"], *adapter);
+    }
+    let said = complaint(&[&common[..], &["--prompt-ids=1"]].concat());
+    assert!(said.contains("which adapter is not said"), "{said}");
+    fs::write(&prompts, "{\"adapter\": \"first\"}\n").unwrap();
+    let said = complaint(&[&common[..], &["--prompts", prompts.to_str().unwrap()]].concat());
+    assert!(
+        said.contains("line 1") && said.contains("`prompt` or `prompt_ids`"),
+        "{said}"
+    );
+}

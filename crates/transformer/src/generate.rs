@@ -2,12 +2,11 @@
 
 use std::ops::ControlFlow;
 
-use fuselora_tensor::Tensor;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::error::{Error, Result};
-use crate::lora::Pass;
+use crate::lora::{AdapterRows, Lora, Pass};
 use crate::model::Model;
 
 /// How the next token is chosen, and when to stop.
@@ -25,47 +24,135 @@ pub struct GenerateOptions {
     pub stop_tokens: Vec<u32>,
 }
 
+/// A prompt, and the adapter that answers it.
+pub struct Request<'a> {
+    /// The prompt's tokens.
+    pub prompt: &'a [u32],
+    /// The adapter, if any.
+    pub lora: Option<&'a Lora>,
+}
+
 /// Continues `prompt`; returns the new tokens. `on_token` sees each as it comes and may stop.
 ///
 /// # Errors
 /// An empty prompt, a token outside the vocabulary, or no room on the device.
 pub fn generate(
     model: &Model,
-    pass: &Pass<'_>,
+    lora: Option<&Lora>,
     prompt: &[u32],
     options: &GenerateOptions,
     mut on_token: impl FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Vec<u32>> {
-    if prompt.is_empty() {
-        return Err(Error::Input("the prompt has no tokens".into()));
-    }
-    let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
-    let mut cache = model.new_cache(prompt.len() + options.max_new_tokens)?;
-    let mut generated: Vec<u32> = Vec::with_capacity(options.max_new_tokens);
-    while generated.len() < options.max_new_tokens {
-        let newest = generated.last().map_or(prompt, std::slice::from_ref);
-        let logits = model.next_logits(newest, &mut cache, pass)?;
-        let token = choose(&logits, options, &mut rng)?;
-        if options.stop_tokens.contains(&token) {
-            break;
-        }
-        generated.push(token);
-        if on_token(token).is_break() {
-            break;
-        }
-    }
-    Ok(generated)
+    let requests = [Request { prompt, lora }];
+    let mut answers = generate_all(model, &requests, options, |_, token| on_token(token))?;
+    Ok(answers.pop().unwrap_or_default())
 }
 
-fn choose(logits: &Tensor, options: &GenerateOptions, rng: &mut ChaCha8Rng) -> Result<u32> {
-    let logits = logits.to_f32_vec()?;
+/// Continues each request, all in one pass over the frozen weights for each new token, whatever their adapters; returns
+/// the new tokens of each. Each is sampled as it would be alone. `on_token` sees each token with its request's index and
+/// may stop that request.
+///
+/// # Errors
+/// As [`generate`]; or adapters that [`Lora::check_mixed`] does not admit, unless all requests have the same one.
+pub fn generate_all(
+    model: &Model,
+    requests: &[Request<'_>],
+    options: &GenerateOptions,
+    mut on_token: impl FnMut(usize, u32) -> ControlFlow<()>,
+) -> Result<Vec<Vec<u32>>> {
+    if requests.iter().any(|request| request.prompt.is_empty()) {
+        return Err(Error::Input("the prompt has no tokens".into()));
+    }
+    let shared = shared_adapter(requests);
+    if shared.is_none() {
+        let adapters = requests.iter().filter_map(|request| request.lora);
+        adapters
+            .into_iter()
+            .try_for_each(|lora| lora.check_mixed(model))?;
+    }
+    let capacities: Vec<usize> = requests
+        .iter()
+        .map(|request| request.prompt.len() + options.max_new_tokens)
+        .collect();
+    let mut cache = model.new_cache(&capacities)?;
+    let mut answers = vec![Vec::new(); requests.len()];
+    let mut rngs = vec![ChaCha8Rng::seed_from_u64(options.seed); requests.len()];
+    // The requests that go on, in the order of the cache.
+    let mut live: Vec<usize> = match options.max_new_tokens {
+        0 => Vec::new(),
+        _ => (0..requests.len()).collect(),
+    };
+    while !live.is_empty() {
+        let newest: Vec<&[u32]> = live
+            .iter()
+            .map(|&index| match answers[index].last() {
+                None => requests[index].prompt,
+                Some(token) => std::slice::from_ref(token),
+            })
+            .collect();
+        let mixed = match shared {
+            Some(_) => Vec::new(),
+            None => adapter_rows(requests, &live, &newest),
+        };
+        let pass = Pass {
+            lora: shared.flatten(),
+            mixed: &mixed,
+            ..Pass::default()
+        };
+        let logits = model
+            .next_logits(&newest, &mut cache, &pass)?
+            .to_f32_vec()?;
+        let vocab_size = logits.len() / live.len();
+        for (row, logits) in logits.chunks_exact(vocab_size).enumerate().rev() {
+            let index = live[row];
+            let token = choose(logits, options, &mut rngs[index])?;
+            let mut ends = options.stop_tokens.contains(&token);
+            if !ends {
+                answers[index].push(token);
+                ends = on_token(index, token).is_break()
+                    || answers[index].len() == options.max_new_tokens;
+            }
+            if ends {
+                live.remove(row);
+                cache.remove(row);
+            }
+        }
+    }
+    Ok(answers)
+}
+
+/// The adapter, or none, that all requests have, if they have the same.
+fn shared_adapter<'a>(requests: &[Request<'a>]) -> Option<Option<&'a Lora>> {
+    let (first, others) = requests.split_first()?;
+    let address = |request: &Request<'a>| request.lora.map(std::ptr::from_ref);
+    let same = others.iter().all(|other| address(other) == address(first));
+    same.then_some(first.lora)
+}
+
+/// Which of the concatenated tokens have which adapter.
+fn adapter_rows<'a>(
+    requests: &[Request<'a>],
+    live: &[usize],
+    newest: &[&[u32]],
+) -> Vec<AdapterRows<'a>> {
+    let mut end = 0;
+    let rows = live.iter().zip(newest).filter_map(|(&index, tokens)| {
+        let tokens = end..end + tokens.len();
+        end = tokens.end;
+        let lora = requests[index].lora?;
+        Some(AdapterRows { tokens, lora })
+    });
+    AdapterRows::merged(rows)
+}
+
+fn choose(logits: &[f32], options: &GenerateOptions, rng: &mut ChaCha8Rng) -> Result<u32> {
     if logits.iter().any(|logit| logit.is_nan()) {
         return Err(Error::Input(
             "the model gives NaN logits: its weights or the adapter hold a NaN".into(),
         ));
     }
     Ok(if options.temperature > 0.0 {
-        sample(&logits, options.temperature, options.top_p, rng.random())
+        sample(logits, options.temperature, options.top_p, rng.random())
     } else {
         // The first of equals, as torch.argmax has it.
         let best = logits.iter().enumerate().fold(

@@ -336,11 +336,7 @@ fn greedy_generation_with_the_cache_agrees() {
             seed: 0,
             stop_tokens: vec![],
         };
-        let pass = Pass {
-            lora: Some(&case.lora),
-            ..Pass::default()
-        };
-        let got = generate(&case.model, &pass, &prompt, &options, |_| {
+        let got = generate(&case.model, Some(&case.lora), &prompt, &options, |_| {
             std::ops::ControlFlow::Continue(())
         })
         .unwrap();

@@ -18,7 +18,9 @@ pub use inspect::InspectArgs;
 pub use model::{ConvertArgs, MergeArgs, QuantizeArgs};
 pub use run::{EvalArgs, GenerateArgs, LogitsArgs};
 pub use train::{LoraArgs, OptimizationArgs, TrainConfig};
-pub use values::{BiasArg, DeviceArg, DtypeArg, InitArg, OptimArg, QuantTypeArg, TokensArg};
+pub use values::{
+    AdapterArg, BiasArg, DeviceArg, DtypeArg, InitArg, OptimArg, QuantTypeArg, TokensArg,
+};
 
 use fuselora_transformer::quantize::Nf4Options;
 
@@ -100,6 +102,7 @@ impl RowArgs {
         FieldNames {
             prompt: self.prompt_field.clone(),
             completion: self.completion_field.clone(),
+            adapter: None,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{
-    MachineArgs, RowArgs,
+    AdapterArg, MachineArgs, RowArgs,
     values::{count, not_negative, positive},
 };
 
@@ -19,12 +19,20 @@ pub struct EvalArgs {
     /// Base model: a Hugging Face folder or a GGUF file
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
-    /// Adapter on top of it
+    /// Adapter on top of it; several as NAME=DIR, of which each row names its own
     #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
+    pub adapter: Vec<AdapterArg>,
     /// JSONL rows, or a folder with test.jsonl
     #[arg(long, value_name = "PATH")]
     pub data: PathBuf,
+    /// Field that names a row's adapter
+    #[arg(
+        long,
+        hide_short_help = true,
+        value_name = "NAME",
+        default_value = "adapter"
+    )]
+    pub adapter_field: String,
     /// Rows per forward pass
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = count)]
     pub batch_size: usize,
@@ -49,18 +57,24 @@ pub struct GenerateArgs {
     /// Base model: a Hugging Face folder or a GGUF file
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
-    /// Adapter on top of it
+    /// Adapter on top of it; several as NAME=DIR
     #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
+    pub adapter: Vec<AdapterArg>,
+    /// Which of several answers --prompt
+    #[arg(long, value_name = "NAME")]
+    pub adapter_name: Option<String>,
     /// Text to continue; a user's turn where the model has a chat template
     #[arg(
         long,
         help_heading = "Prompt",
         value_name = "TEXT",
-        required_unless_present = "prompt_ids",
-        conflicts_with = "prompt_ids"
+        required_unless_present_any = ["prompt_ids", "prompts"],
+        conflicts_with_all = ["prompt_ids", "prompts"]
     )]
     pub prompt: Option<String>,
+    /// JSONL of `prompt` or `prompt_ids`, and `adapter`: all answered at once, a JSON object each
+    #[arg(long, help_heading = "Prompt", value_name = "FILE", conflicts_with_all = ["prompt_ids", "adapter_name"])]
+    pub prompts: Option<PathBuf>,
     /// The same as token ids, such as 1,2,3
     #[arg(
         long,

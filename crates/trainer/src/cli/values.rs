@@ -1,9 +1,37 @@
 //! Values that flags take.
 
+use std::path::{Path, PathBuf};
 use std::{fmt, str::FromStr};
 
 use fuselora_transformer::adapter::{InitLoraWeights, TrainedBiases, TrainedTokens};
 use serde::{Serialize, Serializer};
+
+/// An adapter, with a name of its own where there are several: `DIR` or `NAME=DIR`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterArg {
+    /// The name.
+    pub name: Option<String>,
+    /// Where it lies.
+    pub folder: PathBuf,
+}
+
+impl FromStr for AdapterArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<AdapterArg, String> {
+        let (name, folder) = match text.split_once('=') {
+            Some((name, folder)) if !Path::new(text).exists() => (Some(name.to_owned()), folder),
+            _ => (None, text),
+        };
+        if name.as_ref().is_some_and(String::is_empty) {
+            return Err("the name before = is empty".to_string());
+        }
+        Ok(AdapterArg {
+            name,
+            folder: folder.into(),
+        })
+    }
+}
 
 /// A device as named on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

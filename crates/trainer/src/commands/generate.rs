@@ -1,24 +1,22 @@
 //! `fuselora generate`.
 
+use std::fs;
 use std::io::{Write, stdout};
 use std::ops::ControlFlow;
+use std::path::Path;
 
+use anyhow::Context;
+use fuselora_trainer::adapters::Adapters;
 use fuselora_trainer::base_model::BaseModel;
 use fuselora_trainer::cli::GenerateArgs;
 use fuselora_trainer::machine::Machine;
 use fuselora_trainer::mistake;
-use fuselora_transformer::generate::{GenerateOptions, generate};
-use fuselora_transformer::lora::Pass;
-use serde_json::json;
+use fuselora_transformer::generate::{GenerateOptions, Request, generate, generate_all};
+use serde_json::{Value, json};
 
 pub fn run(arguments: &GenerateArgs) -> anyhow::Result<()> {
     let base = BaseModel::load(&arguments.model, &Machine::open(&arguments.machine)?)?;
-    let lora = arguments
-        .adapter
-        .as_deref()
-        .map(|folder| base.adapter(folder))
-        .transpose()?;
-    let prompt = prompt(arguments, &base)?;
+    let adapters = Adapters::load(&base, &arguments.adapter)?;
     let stop_tokens = match &base.tokenizer {
         Some(tokenizer) if !arguments.ignore_eos => tokenizer.eos_token_ids().to_vec(),
         _ => Vec::new(),
@@ -30,14 +28,17 @@ pub fn run(arguments: &GenerateArgs) -> anyhow::Result<()> {
         seed: arguments.seed,
         stop_tokens,
     };
-    let pass = Pass {
-        lora: lora.as_ref(),
-        ..Pass::default()
-    };
+    if let Some(file) = &arguments.prompts {
+        return answer_all(arguments, &base, &adapters, &options, file);
+    }
+    let lora = adapters
+        .of(arguments.adapter_name.as_deref())
+        .context("--adapter-name")?;
+    let prompt = prompt(arguments, &base)?;
     // Token ids in, token ids out, where there is no tokenizer.
     let mut text = base.tokenizer.as_ref().map(|tokenizer| tokenizer.stream());
     let mut written = Ok(());
-    let generated = generate(&base.model, &pass, &prompt, &options, |token| {
+    let generated = generate(&base.model, lora, &prompt, &options, |token| {
         if arguments.json {
             return ControlFlow::Continue(());
         }
@@ -62,26 +63,99 @@ pub fn run(arguments: &GenerateArgs) -> anyhow::Result<()> {
             .unwrap_or_default();
         return say(&format!("{rest}\n"));
     }
-    let tokens: Vec<u32> = prompt.iter().chain(&generated).copied().collect();
+    say(&format!("{}\n", as_json(&base, &prompt, &generated)?))
+}
+
+/// Prompt and continuation as `tokens`; the continuation as `text`, where there is a tokenizer.
+fn as_json(base: &BaseModel, prompt: &[u32], generated: &[u32]) -> anyhow::Result<Value> {
+    let tokens: Vec<u32> = prompt.iter().chain(generated).copied().collect();
     let mut answer = json!({ "tokens": tokens });
     if let Some(tokenizer) = &base.tokenizer {
-        answer["text"] = tokenizer.decode(&generated, true)?.into();
+        answer["text"] = tokenizer.decode(generated, true)?.into();
     }
-    say(&format!("{answer}\n"))
+    Ok(answer)
+}
+
+/// Answers every prompt of a file at once: a line of JSON each, in their order.
+fn answer_all(
+    arguments: &GenerateArgs,
+    base: &BaseModel,
+    adapters: &Adapters,
+    options: &GenerateOptions,
+    file: &Path,
+) -> anyhow::Result<()> {
+    let text =
+        fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
+    let lines = text
+        .lines()
+        .zip(1..)
+        .filter(|(line, _)| !line.trim().is_empty());
+    let asked = lines
+        .map(|(line, number)| {
+            let at = || format!("{}, line {number}", file.display());
+            let prompt: Prompt = serde_json::from_str(line)
+                .map_err(|error| mistake!("{error}"))
+                .with_context(at)?;
+            let lora = adapters.of(prompt.adapter.as_deref()).with_context(at)?;
+            let tokens = match (prompt.prompt, prompt.prompt_ids) {
+                (Some(text), None) => encode(arguments, base, &text)?,
+                (None, Some(ids)) => checked_ids(base, ids).with_context(at)?,
+                _ => return Err(mistake!("it needs `prompt` or `prompt_ids`")).with_context(at),
+            };
+            Ok((prompt.adapter, tokens, lora))
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let requests: Vec<Request> = asked
+        .iter()
+        .map(|(_, prompt, lora)| Request {
+            prompt,
+            lora: *lora,
+        })
+        .collect();
+    let answers = generate_all(&base.model, &requests, options, |_, _| {
+        ControlFlow::Continue(())
+    })?;
+    for ((adapter, prompt, _), answer) in asked.iter().zip(&answers) {
+        let mut line = as_json(base, prompt, answer)?;
+        if let Some(adapter) = adapter {
+            line["adapter"] = adapter.clone().into();
+        }
+        say(&format!("{line}\n"))?;
+    }
+    Ok(())
+}
+
+/// A line of --prompts.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Prompt {
+    prompt: Option<String>,
+    prompt_ids: Option<Vec<u32>>,
+    adapter: Option<String>,
 }
 
 /// The prompt's tokens: as given, or its text as a user's turn where the model has a chat template.
 fn prompt(arguments: &GenerateArgs, base: &BaseModel) -> anyhow::Result<Vec<u32>> {
     let Some(text) = &arguments.prompt else {
-        let ids = arguments.prompt_ids.clone().unwrap_or_default();
-        let vocab_size = base.model.config().vocab_size;
-        return match ids.iter().find(|&&id| id as usize >= vocab_size) {
-            Some(id) => Err(mistake!(
-                "token {id} of --prompt-ids is outside of the model's vocabulary of {vocab_size}"
-            )),
-            None => Ok(ids),
-        };
+        return checked_ids(base, arguments.prompt_ids.clone().unwrap_or_default())
+            .context("--prompt-ids");
     };
+    encode(arguments, base, text)
+}
+
+/// Token ids that the model has.
+fn checked_ids(base: &BaseModel, ids: Vec<u32>) -> anyhow::Result<Vec<u32>> {
+    let vocab_size = base.model.config().vocab_size;
+    match ids.iter().find(|&&id| id as usize >= vocab_size) {
+        Some(id) => Err(mistake!(
+            "token {id} is outside of the model's vocabulary of {vocab_size}"
+        )),
+        None => Ok(ids),
+    }
+}
+
+/// A text's tokens, as a user's turn where the model has a chat template.
+fn encode(arguments: &GenerateArgs, base: &BaseModel, text: &str) -> anyhow::Result<Vec<u32>> {
     let tokenizer = base.tokenizer()?;
     let template = tokenizer
         .chat_template()

@@ -132,7 +132,9 @@ fn row(
     encoding: &Encoding,
     limits: Limits,
 ) -> anyhow::Result<Row> {
-    let row = encoding.row(Record::parse(line, fields)?)?;
+    let row = encoding
+        .row(Record::parse(line, fields)?)?
+        .with_adapter(fields.adapter_of(line)?);
     let ids = row.tokens().iter().chain(row.targets().iter().flatten());
     if let Some(id) = ids
         .into_iter()

@@ -51,6 +51,25 @@ pub struct FieldNames {
     pub prompt: Option<String>,
     /// The field that holds the completion, in place of `completion`.
     pub completion: Option<String>,
+    /// The field that names the row's adapter, where rows have several.
+    pub adapter: Option<String>,
+}
+
+impl FieldNames {
+    /// The name of the row's adapter, where rows have one.
+    ///
+    /// # Errors
+    /// A [`mistake::Mistake`] where the field is not a string.
+    pub fn adapter_of(&self, line: &str) -> anyhow::Result<Option<String>> {
+        let Some(field) = &self.adapter else {
+            return Ok(None);
+        };
+        let row = object(line)?;
+        match row.get(field) {
+            None => Ok(None),
+            Some(_) => text(&row, field).map(Some),
+        }
+    }
 }
 
 impl Record {
@@ -59,22 +78,7 @@ impl Record {
     /// # Errors
     /// A [`mistake::Mistake`] that says what the line lacks; the caller adds file and line number.
     pub fn parse(line: &str, fields: &FieldNames) -> anyhow::Result<Record> {
-        let row = match serde_json::from_str(line) {
-            Ok(Value::Object(row)) => row,
-            Ok(other) => {
-                let kind = kind_of(&other);
-                return Err(mistake!(
-                    "a row must be one JSON object on a line of its own, and this is {kind}"
-                ));
-            }
-            Err(error) => {
-                return Err(mistake!(
-                    "malformed JSON at column {}: {}",
-                    error.column(),
-                    reason(&error)
-                ));
-            }
-        };
+        let row = object(line)?;
         if fields.prompt.is_some() || fields.completion.is_some() {
             let prompt = fields.prompt.as_deref().unwrap_or("prompt");
             let completion = fields.completion.as_deref().unwrap_or("completion");
@@ -113,6 +117,23 @@ impl Record {
                 field_list(&row)
             ))
         }
+    }
+}
+
+fn object(line: &str) -> anyhow::Result<Map<String, Value>> {
+    match serde_json::from_str(line) {
+        Ok(Value::Object(row)) => Ok(row),
+        Ok(other) => {
+            let kind = kind_of(&other);
+            Err(mistake!(
+                "a row must be one JSON object on a line of its own, and this is {kind}"
+            ))
+        }
+        Err(error) => Err(mistake!(
+            "malformed JSON at column {}: {}",
+            error.column(),
+            reason(&error)
+        )),
     }
 }
 
@@ -310,6 +331,7 @@ mod tests {
         let fields = FieldNames {
             prompt: Some("question".into()),
             completion: Some("answer".into()),
+            adapter: None,
         };
         let line = r#"{"question": "q", "answer": "a", "text": "t"}"#;
         let wanted = Record::Completion {

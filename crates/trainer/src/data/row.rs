@@ -5,6 +5,7 @@
 pub struct Row {
     tokens: Vec<u32>,
     targets: Vec<Option<u32>>,
+    adapter: Option<String>,
 }
 
 impl Row {
@@ -31,7 +32,18 @@ impl Row {
         Row {
             tokens,
             targets: labels,
+            adapter: None,
         }
+    }
+
+    /// The row with the name of its adapter.
+    pub fn with_adapter(self, adapter: Option<String>) -> Row {
+        Row { adapter, ..self }
+    }
+
+    /// The name of the adapter that the row is for, where it says so.
+    pub fn adapter(&self) -> Option<&str> {
+        self.adapter.as_deref()
     }
 
     /// The tokens.

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use fuselora_transformer::generate::{GenerateOptions, generate};
-use fuselora_transformer::lora::{Lora, Pass};
+use fuselora_transformer::lora::Lora;
 
 use crate::base_model::BaseModel;
 use crate::data::Row;
@@ -69,11 +69,7 @@ fn answer(base: &BaseModel, lora: &Lora, prompt: &[u32]) -> anyhow::Result<Strin
         seed: 0,
         stop_tokens: tokenizer.eos_token_ids().to_vec(),
     };
-    let pass = Pass {
-        lora: Some(lora),
-        ..Pass::default()
-    };
-    let tokens = generate(&base.model, &pass, prompt, &options, |_| {
+    let tokens = generate(&base.model, Some(lora), prompt, &options, |_| {
         ControlFlow::Continue(())
     })?;
     Ok(tokenizer.decode(&tokens, true)?.trim().to_owned())

@@ -331,6 +331,7 @@ impl<'a> Run<'a> {
             };
             let pass = Pass {
                 lora: Some(&self.lora),
+                mixed: &[],
                 dropout: Some(dropout),
                 trace,
             };

@@ -3,7 +3,7 @@
 use fuselora_tensor::Tensor;
 use fuselora_tensor::ops::attention::{self, AttentionConfig, Rows};
 use fuselora_tensor::ops::rope::{self, RopeTable};
-use fuselora_tensor::ops::{columns, kv_cache};
+use fuselora_tensor::ops::{columns, gather, kv_cache};
 
 use super::linear::{self, Linear};
 use super::norm::{Norm, Statistics};
@@ -134,23 +134,48 @@ impl Attention {
         Ok((y.y, saved))
     }
 
-    /// The newest tokens of one row, whose earlier keys and values are in `cache`.
+    /// The newest tokens of each row, whose earlier keys and values are in its cache.
     pub fn forward_cached(
         &self,
         x: &Tensor,
         place: &Place<'_>,
         pass: &Pass<'_>,
-        cache: &mut KvCache,
+        caches: &mut [KvCache],
     ) -> Result<Tensor> {
         let Projected { q, k, v, .. } = self.project(x, place, pass)?;
-        kv_cache::append(&mut cache.k, cache.len, &k)?;
-        kv_cache::append(&mut cache.v, cache.len, &v)?;
-        cache.len += place.rows.total();
-        let kv_rows = Rows::new(x.device(), &[cache.len])?;
-        let (o, _) =
-            attention::forward(&q, &cache.k, &cache.v, place.rows, &kv_rows, &self.config)?;
+        let o = match caches {
+            [cache] => self.attend(&q, &k, &v, place.rows, cache)?,
+            caches => {
+                let mut o = Tensor::empty(x.device(), q.shape(), q.dtype())?;
+                for (tokens, cache) in place.rows.iter().zip(caches) {
+                    let ids: Vec<u32> = tokens.clone().map(|token| token as u32).collect();
+                    let ids = Tensor::from_u32(x.device(), [ids.len()], &ids)?;
+                    let rows = Rows::new(x.device(), &[tokens.len()])?;
+                    let [q, k, v] = [&q, &k, &v].map(|tensor| gather::rows(tensor, &ids));
+                    let own = self.attend(&q?, &k?, &v?, &rows, cache)?;
+                    kv_cache::append(&mut o, tokens.start, &own)?;
+                }
+                o
+            }
+        };
         let [y] = linear::forward(&o, [&self.o_proj], pass)?;
         Ok(y.y)
+    }
+
+    /// The newest tokens of one row to all of it.
+    fn attend(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        rows: &Rows,
+        cache: &mut KvCache,
+    ) -> Result<Tensor> {
+        kv_cache::append(&mut cache.k, cache.len, k)?;
+        kv_cache::append(&mut cache.v, cache.len, v)?;
+        cache.len += rows.total();
+        let kv_rows = Rows::new(q.device(), &[cache.len])?;
+        Ok(attention::forward(q, &cache.k, &cache.v, rows, &kv_rows, &self.config)?.0)
     }
 
     fn project(&self, x: &Tensor, place: &Place<'_>, pass: &Pass<'_>) -> Result<Projected> {

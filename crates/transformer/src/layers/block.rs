@@ -97,10 +97,12 @@ impl Block {
         residual: Residual,
         place: &Place<'_>,
         pass: &Pass<'_>,
-        cache: &mut KvCache,
+        caches: &mut [KvCache],
     ) -> Result<Residual> {
         let (input, normed, _) = self.enter(residual, pass)?;
-        let attended = self.attention.forward_cached(&normed, place, pass, cache)?;
+        let attended = self
+            .attention
+            .forward_cached(&normed, place, pass, caches)?;
         let (sum, normed, _) = self
             .post_attention_norm
             .forward_add(&input, &attended, pass)?;

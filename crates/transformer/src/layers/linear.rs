@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use fuselora_tensor::ops::lora_linear::{self, Backward, Dropout, Gradients, Lora, Projection};
-use fuselora_tensor::ops::{columns, dora, elementwise, linear_gradients};
+use fuselora_tensor::ops::{columns, dora, elementwise, linear_gradients, segmented_lora};
 use fuselora_tensor::{Tensor, Weight};
 
 use crate::adapter::{LoraWeights, TokenRows};
@@ -198,7 +198,12 @@ fn shared_forward(x: &Tensor, linears: &[&Linear], pass: &Pass<'_>) -> Result<Ve
         projections.push(projection);
         directions.push(direction);
     }
-    let outputs = lora_linear::forward(x, &projections)?;
+    let mut outputs = lora_linear::forward(x, &projections)?;
+    if !pass.mixed.is_empty() {
+        for (output, linear) in outputs.iter_mut().zip(linears) {
+            segmented_lora::add_assign(&mut output.y, x, &pass.segments(linear.index))?;
+        }
+    }
     let outputs = outputs.into_iter().zip(linears.iter().zip(directions));
     outputs
         .map(|(output, (linear, direction))| {

@@ -14,7 +14,7 @@ use crate::model::Model;
 
 use pass::Direction;
 pub(crate) use pass::with_rows;
-pub use pass::{DropoutSeed, Pass};
+pub use pass::{AdapterRows, DropoutSeed, Pass};
 
 /// An adapter bound to a model: one slot per module, in the order of [`crate::model::Model::modules`].
 ///
@@ -141,6 +141,45 @@ impl Lora {
         self.slots
             .get(index)
             .is_some_and(|slot| slot.lora.is_some() || slot.trained.tensors().next().is_some())
+    }
+
+    /// Whether some tokens of a batch can have this adapter while others have another: as in PEFT, an adapter of plain
+    /// low-rank updates of the blocks' projections.
+    ///
+    /// # Errors
+    /// What else the adapter has, by module.
+    pub fn check_mixed(&self, model: &Model) -> Result<()> {
+        let blocks: Vec<usize> = model.block_linears().map(|linear| linear.index).collect();
+        for (index, slot) in self.slots.iter().enumerate() {
+            let Slot {
+                module,
+                lora,
+                trained,
+                ..
+            } = slot;
+            let refuse = |what: &str| {
+                Err(Error::Adapter(format!(
+                    "{what} of `{module}` cannot be in a batch with other adapters: use this adapter by itself"
+                )))
+            };
+            if trained.tensors().next().is_some() {
+                return refuse("what is trained whole");
+            }
+            let Some(lora) = lora else { continue };
+            if lora.magnitude.is_some() {
+                return refuse("DoRA's magnitudes");
+            }
+            if lora.bias.is_some() {
+                return refuse("the bias of lora_B");
+            }
+            if !blocks.contains(&index) {
+                return refuse("an update");
+            }
+            if lora.base.is_some() {
+                return refuse("a base of its own");
+            }
+        }
+        Ok(())
     }
 
     /// Whether passes keep what they compute from the parameters for the passes that follow, until the parameters

@@ -1,6 +1,9 @@
 //! What one pass over the model uses besides the frozen weights.
 
+use std::ops::Range;
+
 use fuselora_tensor::ops::lora_linear::{Dropout, Lora as Operand};
+use fuselora_tensor::ops::segmented_lora::Segment;
 use fuselora_tensor::ops::{dora, elementwise};
 use fuselora_tensor::{Tensor, Weight};
 
@@ -26,11 +29,42 @@ pub struct DropoutSeed<'a> {
     pub step: &'a Tensor,
 }
 
+/// Tokens of a batch that have an adapter of their own.
+#[derive(Clone)]
+pub struct AdapterRows<'a> {
+    /// Which of the concatenated tokens.
+    pub tokens: Range<usize>,
+    /// Their adapter, which [`Lora::check_mixed`] admits.
+    pub lora: &'a Lora,
+}
+
+impl<'a> AdapterRows<'a> {
+    /// Neighbours that have the same adapter as one.
+    pub fn merged(rows: impl IntoIterator<Item = AdapterRows<'a>>) -> Vec<AdapterRows<'a>> {
+        let mut merged: Vec<AdapterRows> = Vec::new();
+        for next in rows {
+            match merged.last_mut() {
+                Some(last)
+                    if last.tokens.end == next.tokens.start
+                        && std::ptr::eq(last.lora, next.lora) =>
+                {
+                    last.tokens.end = next.tokens.end;
+                }
+                _ => merged.push(next),
+            }
+        }
+        merged
+    }
+}
+
 /// What one pass over the model uses besides the frozen weights.
 #[derive(Clone, Copy, Default)]
 pub struct Pass<'a> {
-    /// The adapter, if any.
+    /// The adapter of every token, if any.
     pub lora: Option<&'a Lora>,
+    /// In place of `lora`: adapters of some of the tokens each, in ascending order. All tokens pass over the frozen
+    /// weights together; without gradients.
+    pub mixed: &'a [AdapterRows<'a>],
     /// Set in training; without it nothing is dropped.
     pub dropout: Option<DropoutSeed<'a>>,
     /// Whether every operation's result is searched for NaN and infinity.
@@ -67,6 +101,23 @@ impl<'a> Pass<'a> {
             scaling: pair.scaling,
             dropout,
         })
+    }
+
+    /// The updates of module `index` where tokens have adapters of their own.
+    pub(crate) fn segments(&self, index: usize) -> Vec<Segment<'a>> {
+        let own = |rows: &'a AdapterRows<'a>| {
+            let pair = rows.lora.pair(index)?;
+            Some(Segment {
+                rows: rows.tokens.clone(),
+                lora: Operand {
+                    a: &pair.a,
+                    b: &pair.b,
+                    scaling: pair.scaling,
+                    dropout: None,
+                },
+            })
+        };
+        self.mixed.iter().filter_map(own).collect()
     }
 
     /// The weight that module `index` has in place of the model's `frozen` one, or that one.

@@ -5,6 +5,7 @@ mod modules;
 mod rope;
 mod training;
 
+use std::ops::Range;
 use std::sync::{Arc, RwLock};
 
 use fuselora_tensor::ops::attention::Rows;
@@ -61,8 +62,11 @@ impl Model {
     }
 
     fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let blocks = self.blocks.iter().flat_map(Block::linears);
-        blocks.chain([&self.head])
+        self.block_linears().chain([&self.head])
+    }
+
+    pub(crate) fn block_linears(&self) -> impl Iterator<Item = &Linear> {
+        self.blocks.iter().flat_map(Block::linears)
     }
 
     /// The token embedding, then learned positions.
@@ -153,6 +157,11 @@ impl Model {
         let residual = self.blocks_forward(batch, pass)?;
         for chunk in batch.targets() {
             let (_, normed, _) = self.final_norm(&residual, Some(&chunk.rows), pass)?;
+            // Adapters of some tokens have nothing for the head, whose rows are others.
+            let pass = &Pass {
+                mixed: &[],
+                ..*pass
+            };
             let [logits] = linear::forward(&normed, [&self.head], pass)?;
             cross_entropy::forward(&logits.y, &chunk.targets, loss)?;
         }
@@ -220,50 +229,71 @@ impl Model {
         }
     }
 
-    /// An empty cache for a generation of up to `capacity` tokens.
+    /// Empty caches for generations of up to so many tokens each, a row each: for every block, one for each row.
     ///
     /// # Errors
     /// No room on the device.
-    pub fn new_cache(&self, capacity: usize) -> Result<Vec<KvCache>> {
+    pub fn new_cache(&self, capacities: &[usize]) -> Result<Cache> {
         let width = self.config.num_kv_heads * self.config.head_dim;
-        let empty = || Tensor::zeros(&self.device, [capacity, width], self.activations);
-        self.blocks
-            .iter()
-            .map(|_| Ok(KvCache::new(empty()?, empty()?)))
-            .collect()
+        let empty =
+            |capacity: usize| Tensor::zeros(&self.device, [capacity, width], self.activations);
+        let of_row = |&capacity: &usize| Ok(KvCache::new(empty(capacity)?, empty(capacity)?));
+        let of_block = |_: &Block| capacities.iter().map(of_row).collect::<Result<_>>();
+        let blocks = self.blocks.iter().map(of_block).collect::<Result<_>>()?;
+        Ok(Cache { blocks })
     }
 
-    /// Logits `[1, vocab]` after the newest `tokens` of a row whose earlier ones are in `cache`.
+    /// Logits `[rows, vocab]` after the newest tokens of each row, whose earlier ones are in `cache`.
     ///
     /// # Errors
     /// As [`Model::loss`], or a full cache.
     pub fn next_logits(
         &self,
-        tokens: &[u32],
-        cache: &mut [KvCache],
+        newest: &[&[u32]],
+        cache: &mut Cache,
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
-        let start = cache.first().map_or(0, KvCache::len);
-        let positions: Vec<u32> = (start as u32..).take(tokens.len()).collect();
-        let positions = Tensor::from_u32(&self.device, [tokens.len()], &positions)?;
-        let rows = Rows::new(&self.device, &[tokens.len()])?;
-        let rope = self.rope(start + tokens.len())?;
+        let lengths: Vec<usize> = newest.iter().map(|tokens| tokens.len()).collect();
+        let starts = cache.blocks.first().into_iter().flatten().map(KvCache::len);
+        let spans: Vec<Range<usize>> = starts
+            .zip(&lengths)
+            .map(|(start, len)| start..start + len)
+            .collect();
+        let rows = Rows::new(&self.device, &lengths)?;
+        let rope = self.rope(spans.iter().map(|span| span.end).max().unwrap_or(0))?;
+        let vector = |values: Vec<u32>| Tensor::from_u32(&self.device, [values.len()], &values);
+        let positions = vector(spans.into_iter().flatten().map(|at| at as u32).collect())?;
         let place = Place {
             positions: &positions,
             rows: &rows,
             rope: rope.as_deref(),
         };
-        let (mut residual, _) = self.embed(
-            &Tensor::from_u32(&self.device, [tokens.len()], tokens)?,
-            &positions,
-            pass,
-        )?;
-        for (block, cache) in self.blocks.iter().zip(cache) {
-            residual = block.forward_cached(residual, &place, pass, cache)?;
+        let (mut residual, _) = self.embed(&vector(newest.concat())?, &positions, pass)?;
+        for (block, caches) in self.blocks.iter().zip(&mut cache.blocks) {
+            residual = block.forward_cached(residual, &place, pass, caches)?;
         }
-        let last = Tensor::from_u32(&self.device, [1], &[tokens.len().saturating_sub(1) as u32])?;
+        let last = vector(rows.iter().map(|row| row.end as u32 - 1).collect())?;
         let (_, normed, _) = self.final_norm(&residual, Some(&last), pass)?;
+        let pass = &Pass {
+            mixed: &[],
+            ..*pass
+        };
         let [logits] = linear::forward(&normed, [&self.head], pass)?;
         Ok(logits.y)
+    }
+}
+
+/// Keys and values of rows that are being generated.
+pub struct Cache {
+    /// Of every block, for each row.
+    blocks: Vec<Vec<KvCache>>,
+}
+
+impl Cache {
+    /// Gives the memory of one row back; those after it move up.
+    pub fn remove(&mut self, row: usize) {
+        for rows in &mut self.blocks {
+            rows.remove(row);
+        }
     }
 }
