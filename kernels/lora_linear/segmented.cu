@@ -7,8 +7,8 @@
 //           (columns, rows of all segments). A block finds its segment in the table.
 // Work      each block computes the h of its rows anew: for the few rows that an adapter has in a batch that is
 //           cheaper than a second launch, and no h passes through memory.
-// Shared    h [rows, rank], and in turn slices of x and of B: 36 KB. Rows of B are 4 words past a multiple of 16, so
-//           that eight lanes' 16 bytes each lie in different banks.
+// Shared    h [rows, rank], and in turn slices of x and of B: 32 KB. The 16-byte chunks of a row of B trade places, so
+//           that eight lanes find theirs in different banks, be they of two rows, as written, or of eight, as read.
 // Traffic   at least 2 or 4 tokens (in + 2 out) bytes and each segment's A and B; 2 tokens rank (in + out) FLOPs, and
 //           those of h again for every block of columns.
 #include "../reduce.cuh"
@@ -21,13 +21,12 @@ constexpr int FEATURES = 256;   // of a slice of x
 constexpr int RANKS = 16;       // of which h is computed, or B is held, at a time
 constexpr int SEGMENT_WARPS = LORA_THREADS / 32;
 constexpr int OWN = RANKS / SEGMENT_WARPS; // of a warp
-constexpr int B_ROW = RANKS + 4;
 
 struct Shared {
     float h[ROWS][LORA_MAX_RANK];
     union {
         float x[ROWS][FEATURES];
-        float b[LORA_THREADS][B_ROW];
+        float b[LORA_THREADS][RANKS];
     };
 };
 
@@ -107,6 +106,11 @@ template <typename T> struct Segmented {
             }
     }
 
+    // Ranks r to r + 3 of a column of y in the slice of B.
+    __device__ float4 *chunk(uint32_t column, uint32_t r) const {
+        return reinterpret_cast<float4 *>(&shared.b[column][r ^ column / 2 % 4 * 4]);
+    }
+
     // One column of y for each thread, from column0 on.
     __device__ void add_columns(uint32_t column0) const {
         Matrix b(segment.lora_b, all.out_features, segment.rank);
@@ -115,12 +119,12 @@ template <typename T> struct Segmented {
             __syncthreads(); // h is there, and nobody reads the slice before any more
             for (int i = threadIdx.x; i < (int)LORA_THREADS * RANKS / 4; i += LORA_THREADS) {
                 uint32_t column = i / (RANKS / 4), r = i % (RANKS / 4) * 4;
-                *reinterpret_cast<float4 *>(&shared.b[column][r]) = b.load4(column0 + column, rank0 + r);
+                *chunk(column, r) = b.load4(column0 + column, rank0 + r);
             }
             __syncthreads();
 #pragma unroll
             for (int r = 0; r < RANKS; r += 4) {
-                float4 own = *reinterpret_cast<const float4 *>(&shared.b[threadIdx.x][r]);
+                float4 own = *chunk(threadIdx.x, r);
 #pragma unroll
                 for (int row = 0; row < ROWS; ++row) {
                     float4 h = *reinterpret_cast<const float4 *>(&shared.h[row][rank0 + r]);

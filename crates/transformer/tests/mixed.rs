@@ -196,7 +196,7 @@ fn what_cannot_share_a_batch_is_named() {
         let base = Checkpoint::open(Path::new(TESTS).join(base)).unwrap();
         let model = Model::load(&base, &Device::cpu(), DType::F32).unwrap();
         let refused = lora(&model, adapter).check_mixed(&model);
-        refused.err().expect("a refusal").to_string()
+        refused.expect_err("it is refused").to_string()
     };
     for (case, what) in [
         ("dora-dropout", "DoRA's magnitudes"),
