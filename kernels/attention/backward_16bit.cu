@@ -71,6 +71,8 @@ __device__ void backward_q(const T *d_o, const T *q, const T *k, const T *v, con
     bool idle = row0 + warp_row >= rows;
     int first_end = sequence.keys_of(row0 + warp_row).end;
     int last_end = sequence.keys_of(min(row0 + warp_row + 16 * M, rows) - 1).end;
+    // Opaque, or the compiler would keep what they follow from in registers as well.
+    asm("" : "+r"(first_end), "+r"(last_end));
     int end[M][2];
     float row_lse[M][2], delta[M][2];
     wait_for_copies<0>();
@@ -242,17 +244,16 @@ __device__ void backward_kv(const T *d_o, const T *q, const T *k, const T *v, co
     store<D>(sequence.key_rows(dv, shape), key0, sequence.keys, column, shape.aligned, dv_sums, v_tile, warp_key);
 }
 
-#define BACKWARD(suffix, T, D)                                                                               \
-    extern "C" __global__ void __launch_bounds__(THREADS, D > 64 ? 2 : 3) attention_backward_q_##D##_##suffix(            \
-        const T *d_o, const T *q, const T *k, const T *v, const T *o, const float *lse,                      \
-        Statistics *statistics, T *dq, const uint32_t *q_seqlens, const uint32_t *k_seqlens,                 \
-        AttentionShape shape) {                                                                              \
-        backward_q<T, D>(d_o, q, k, v, o, lse, statistics, dq, q_seqlens, k_seqlens, shape);                 \
-    }                                                                                                        \
-    extern "C" __global__ void __launch_bounds__(THREADS, D > 64 ? 2 : 3) attention_backward_kv_##D##_##suffix(           \
-        const T *d_o, const T *q, const T *k, const T *v, const Statistics *statistics, T *dk, T *dv,        \
-        const uint32_t *q_seqlens, const uint32_t *k_seqlens, AttentionShape shape) {                        \
-        backward_kv<T, D>(d_o, q, k, v, statistics, dk, dv, q_seqlens, k_seqlens, shape);                    \
+#define BACKWARD(suffix, T, D)                                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS, D > 64 ? 2 : 3) attention_backward_q_##D##_##suffix(  \
+        const T *d_o, const T *q, const T *k, const T *v, const T *o, const float *lse, Statistics *statistics, \
+        T *dq, const uint32_t *q_seqlens, const uint32_t *k_seqlens, AttentionShape shape) {                    \
+        backward_q<T, D>(d_o, q, k, v, o, lse, statistics, dq, q_seqlens, k_seqlens, shape);                    \
+    }                                                                                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS, D > 64 ? 2 : 3) attention_backward_kv_##D##_##suffix( \
+        const T *d_o, const T *q, const T *k, const T *v, const Statistics *statistics, T *dk, T *dv,           \
+        const uint32_t *q_seqlens, const uint32_t *k_seqlens, AttentionShape shape) {                           \
+        backward_kv<T, D>(d_o, q, k, v, statistics, dk, dv, q_seqlens, k_seqlens, shape);                       \
     }
 
 BACKWARD(f16, __half, 64)
