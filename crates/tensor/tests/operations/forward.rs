@@ -280,7 +280,9 @@ pub fn attention_shape() -> impl Strategy<Value = AttentionShape> {
     let length = prop_oneof![4 => 0usize..40, 2 => 60usize..140, 1 => 250usize..330];
     let cached = prop_oneof![Just(0usize), 1usize..300];
     (
-        prop::collection::vec((length, cached), 1..4),
+        prop::collection::vec((length, cached), 1..4).prop_filter("no token", |sequences| {
+            sequences.iter().any(|&(length, _)| length > 0)
+        }),
         (1usize..3, 1usize..4, 1usize..20),
         prop_oneof![Just(None), (1usize..300).prop_map(Some)],
         0usize..3,
