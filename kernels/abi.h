@@ -219,6 +219,48 @@ struct EmbeddingShape {
 
 constexpr uint32_t EMBEDDING_THREADS = 128;
 
+// ---- columns ----
+
+// Columns [from_first, from_first + width) of x [rows, from_columns] and [to_first, to_first + width) of
+// y [rows, to_columns].
+struct ColumnBlock {
+    uint32_t rows;
+    uint32_t width;
+    uint32_t from_columns;
+    uint32_t from_first;
+    uint32_t to_columns;
+    uint32_t to_first;
+};
+
+constexpr uint32_t COLUMNS_THREADS = 128;
+
+// ---- dora ----
+
+// Rows [first_row, first_row + rows) of a weight [out_features, in_features] with an update of this rank.
+struct DoraWeight {
+    uint32_t first_row;
+    uint32_t rows;
+    uint32_t in_features;
+    uint32_t rank;
+    float scaling;
+};
+
+constexpr uint32_t DORA_THREADS = 256;
+// Rows of the weight of a block of dora_weight_norm_*.
+constexpr uint32_t DORA_ROWS = 32;
+
+// ---- sums over tokens, column_sum.cuh ----
+
+// Threads along the columns, and along the tokens.
+constexpr uint32_t COLUMN_SUM_LANES = 8;
+constexpr uint32_t COLUMN_SUM_TOKEN_LANES = 32;
+
+// x [tokens, features]
+struct ColumnSumShape {
+    uint32_t tokens;
+    uint32_t features;
+};
+
 // ---- norm ----
 
 // x [tokens, width]

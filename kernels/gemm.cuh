@@ -48,6 +48,12 @@ template <int ROW_BYTES> struct EdgeMajor {
 
 // Rows of ROW_BYTES along the edge, one per element of the depth.
 template <int ROW_BYTES> struct DepthMajor {
+    static __device__ uint32_t left_begin(int edge, int lane) {
+        return swizzled<ROW_BYTES>(lane % 8 + lane / 16 * 8, edge / 8 + lane / 8 % 2);
+    }
+    static __device__ void read_left(uint32_t (&fragment)[4], uint32_t begin, int i, int step) {
+        load_matrices_transposed(fragment, (begin ^ i * 32) + step * 16 * ROW_BYTES);
+    }
     static __device__ uint32_t right_begin(int edge, int lane) {
         return swizzled<ROW_BYTES>(lane % 16, edge / 8 + lane / 16);
     }

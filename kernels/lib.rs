@@ -27,7 +27,15 @@ pub mod abi {
     // SAFETY: as above.
     unsafe impl DeviceRepr for AttentionShape {}
     // SAFETY: as above.
+    unsafe impl DeviceRepr for ColumnBlock {}
+    // SAFETY: as above.
+    unsafe impl DeviceRepr for ColumnSumShape {}
+    // SAFETY: as above.
+    unsafe impl DeviceRepr for DoraWeight {}
+    // SAFETY: as above.
     unsafe impl DeviceRepr for EmbeddingShape {}
+    // SAFETY: as above.
+    unsafe impl DeviceRepr for LoraDropout {}
     // SAFETY: as above.
     unsafe impl DeviceRepr for LoraPass {}
     // SAFETY: as above.
@@ -104,8 +112,11 @@ pub mod modules {
 
 pub mod activation;
 pub mod attention;
+pub mod columns;
+pub mod dora;
 pub mod elementwise;
 pub mod embedding;
+pub mod linear_gradients;
 pub mod lora_linear;
 pub mod loss;
 pub mod matmul;
@@ -114,6 +125,7 @@ pub mod norm;
 pub mod optimizer;
 pub mod rope;
 
+mod column_sum;
 mod gemm;
 mod launch;
 mod operand;

@@ -35,7 +35,7 @@ struct Exception {
     why: &'static str,
 }
 
-const EXCEPTIONS: [Exception; 6] = [
+const EXCEPTIONS: [Exception; 7] = [
     Exception {
         kernels: "*_unaligned",
         limit: Limit::Sectors,
@@ -61,6 +61,11 @@ const EXCEPTIONS: [Exception; 6] = [
         kernels: "adamw_8bit",
         limit: Limit::Conflicts,
         why: "codes and their boundaries are looked up in tables by value, so lanes meet as chance wills",
+    },
+    Exception {
+        kernels: "*_transposed",
+        limit: Limit::Sectors,
+        why: "a token's column of an embedding's A, whose layout is PEFT's: each element is alone in a sector",
     },
     Exception {
         kernels: "cross_entropy_sum",

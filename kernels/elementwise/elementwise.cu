@@ -2,13 +2,14 @@
 //
 //   cast        y = x, rounded to nearest even                between any two of f32, f16, bf16
 //   add_assign  y = y + x
+//   subtract_assign  y = y - x
 //   scale       x = factor * x
 //   find_nonfinite  first = the smallest index of a NaN or an infinity
 //
 // Layouts   x, y [elements], aligned to 16 bytes; arithmetic in f32.
 // Launch    ELEMENTWISE_THREADS threads per block; each takes 16 bytes of elements (of the wider type in
 //           cast), the last ones one by one.
-// Traffic   every element once in and once out; add_assign two in.
+// Traffic   every element once in and once out; add_assign and subtract_assign two in.
 #include "../storage.cuh"
 #include "abi.h"
 
@@ -22,14 +23,14 @@ __device__ void cast(const From *x, To *y, uint64_t elements) {
     });
 }
 
-template <typename T> __device__ void add_assign(const T *x, T *y, uint64_t elements) {
+template <int sign, typename T> __device__ void add_assign(const T *x, T *y, uint64_t elements) {
     for_each_run<ELEMENTWISE_THREADS, PER_VECTOR<T>>(elements, [&](uint64_t i, auto count) {
         constexpr int N = decltype(count)::value;
         float a[N], b[N];
         load_run(x + i, a);
         load_run(y + i, b);
 #pragma unroll
-        for (int j = 0; j < N; ++j) b[j] += a[j];
+        for (int j = 0; j < N; ++j) b[j] += sign * a[j];
         store_run(y + i, b);
     });
 }
@@ -74,7 +75,8 @@ CAST(bf16, __nv_bfloat16, f32, float)
 CAST(bf16, __nv_bfloat16, f16, __half)
 
 #define IN_PLACE(name, T)                                                                 \
-    KERNEL add_assign_##name(const T *x, T *y, uint64_t elements) { add_assign(x, y, elements); } \
+    KERNEL add_assign_##name(const T *x, T *y, uint64_t elements) { add_assign<1>(x, y, elements); } \
+    KERNEL subtract_assign_##name(const T *x, T *y, uint64_t elements) { add_assign<-1>(x, y, elements); } \
     KERNEL scale_##name(T *x, float factor, uint64_t elements) { scale(x, factor, elements); }    \
     KERNEL find_nonfinite_##name(const T *x, uint32_t *first, uint64_t elements) {        \
         find_nonfinite(x, first, elements);                                               \

@@ -2,7 +2,7 @@
 
 use crate::abi::ELEMENTWISE_THREADS;
 use crate::launch::{GRID_X, blocks, launch};
-use crate::modules;
+use crate::modules::{self, Kernel};
 use crate::{Element, Kernels, LaunchError, Operand, OperandMut};
 
 /// `y [elements] = x [elements]`, rounded to nearest even, between two different types of f32, f16 and bf16.
@@ -54,6 +54,25 @@ pub fn cast(kernels: &Kernels, x: Operand, y: OperandMut) -> Result<(), LaunchEr
 /// As [`cast`].
 pub fn add_assign(kernels: &Kernels, x: Operand, y: OperandMut) -> Result<(), LaunchError> {
     let kernel = modules::ADD_ASSIGN.of("y", y.element())?;
+    launch_two(kernels, kernel, x, y)
+}
+
+/// `y [elements] -= x [elements]`, f32, f16 or bf16.
+///
+/// # Errors
+/// As [`cast`].
+pub fn subtract_assign(kernels: &Kernels, x: Operand, y: OperandMut) -> Result<(), LaunchError> {
+    let kernel = modules::SUBTRACT_ASSIGN.of("y", y.element())?;
+    launch_two(kernels, kernel, x, y)
+}
+
+/// A kernel of `x` and `y`, alike.
+fn launch_two(
+    kernels: &Kernels,
+    kernel: &'static Kernel,
+    x: Operand,
+    y: OperandMut,
+) -> Result<(), LaunchError> {
     x.check("x", y.element(), y.len())?;
     let Some(grid) = grid("y", &y, y.element().size_in_bytes())? else {
         return Ok(());

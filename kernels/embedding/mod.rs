@@ -2,7 +2,7 @@
 
 use crate::abi::{EMBEDDING_THREADS, EmbeddingShape};
 use crate::launch::{GRID_X, GRID_YZ, blocks, check_row, launch};
-use crate::modules;
+use crate::modules::{self, Kernel};
 use crate::{Element, Kernels, LaunchError, Operand, OperandMut};
 
 /// `y [n, width] = table [rows, width]` at the rows `ids [n]` u32; `table` and `y` are both f32, f16 or bf16.
@@ -19,6 +19,33 @@ pub fn gather(
     y: OperandMut,
 ) -> Result<(), LaunchError> {
     let kernel = modules::GATHER.of("table", table.element())?;
+    launch_gather(kernels, kernel, shape, table, ids, y)
+}
+
+/// [`gather`] from a table that is held transposed, `[width, rows]` f32.
+///
+/// # Errors
+/// As [`gather`].
+pub fn gather_transposed(
+    kernels: &Kernels,
+    shape: EmbeddingShape,
+    table: Operand,
+    ids: Operand,
+    y: OperandMut,
+) -> Result<(), LaunchError> {
+    table.check("table", Element::F32, table.len())?;
+    let kernel = &modules::GATHER_TRANSPOSED;
+    launch_gather(kernels, kernel, shape, table, ids, y)
+}
+
+fn launch_gather(
+    kernels: &Kernels,
+    kernel: &'static Kernel,
+    shape: EmbeddingShape,
+    table: Operand,
+    ids: Operand,
+    y: OperandMut,
+) -> Result<(), LaunchError> {
     let Some(grid) = grid(shape, table, ids, &y, "y")? else {
         return Ok(());
     };
@@ -50,13 +77,42 @@ pub fn scatter_add(
     dx: OperandMut,
 ) -> Result<(), LaunchError> {
     let kernel = modules::SCATTER_ADD.of("dx", dx.element())?;
-    let Some((n, ..)) = grid(shape, *dx, ids, &dy, "dy")? else {
-        return Ok(());
-    };
     let vector = 16 / dx.element().size_in_bytes();
     let run = match u64::from(shape.width).is_multiple_of(vector) {
         true => vector,
         false => 1,
+    };
+    launch_scatter(kernels, kernel, run, shape, dy, ids, dx)
+}
+
+/// [`scatter_add`] to a table that is held transposed, `[width, rows]` f32.
+///
+/// # Errors
+/// As [`gather`].
+pub fn scatter_add_transposed(
+    kernels: &Kernels,
+    shape: EmbeddingShape,
+    dy: Operand,
+    ids: Operand,
+    dx: OperandMut,
+) -> Result<(), LaunchError> {
+    dx.check("dx", Element::F32, dx.len())?;
+    let kernel = &modules::SCATTER_ADD_TRANSPOSED;
+    launch_scatter(kernels, kernel, 1, shape, dy, ids, dx)
+}
+
+/// With `run` columns per thread.
+fn launch_scatter(
+    kernels: &Kernels,
+    kernel: &'static Kernel,
+    run: u64,
+    shape: EmbeddingShape,
+    dy: Operand,
+    ids: Operand,
+    dx: OperandMut,
+) -> Result<(), LaunchError> {
+    let Some((n, ..)) = grid(shape, *dx, ids, &dy, "dy")? else {
+        return Ok(());
     };
     let columns = blocks(
         "width",

@@ -6,12 +6,14 @@
 //! are all sums. No sum depends on the order in which blocks run.
 
 mod backward;
+mod dropout;
 mod forward;
 mod pass;
 mod product;
 mod segmented;
 
 pub use backward::{Backward, Gradients, backward, backward_workspace};
+pub use dropout::dropout;
 pub use forward::{Output, forward, forward_workspace};
 pub use pass::partial_sums;
 pub use segmented::{Segment, add_segments};
@@ -72,20 +74,19 @@ pub struct Dropout<'a> {
 impl Lora<'_> {
     /// The dropout as kernels take it; a probability of 0 is none.
     fn dropout(&self) -> LoraDropout {
-        match self.dropout {
-            None => LoraDropout::default(),
-            Some(Dropout {
-                probability,
-                seed,
-                stream,
-                step,
-            }) => LoraDropout {
-                seed,
-                step: step.address(),
-                stream,
-                probability,
-                kept: 1.0 / (1.0 - probability),
-            },
+        self.dropout.map_or_else(LoraDropout::default, Dropout::get)
+    }
+}
+
+impl Dropout<'_> {
+    /// As kernels take it.
+    fn get(self) -> LoraDropout {
+        LoraDropout {
+            seed: self.seed,
+            step: self.step.address(),
+            stream: self.stream,
+            probability: self.probability,
+            kept: 1.0 / (1.0 - self.probability),
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::storage::{Storage, exact, for_every_storage, stored};
 use fuselora_kernels::LaunchError;
-use fuselora_kernels::elementwise::{add_assign, cast, find_nonfinite, scale};
+use fuselora_kernels::elementwise::{add_assign, cast, find_nonfinite, scale, subtract_assign};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
@@ -18,6 +18,9 @@ pub const KERNELS: &[&str] = &[
     "add_assign_f32",
     "add_assign_f16",
     "add_assign_bf16",
+    "subtract_assign_f32",
+    "subtract_assign_f16",
+    "subtract_assign_bf16",
     "scale_f32",
     "scale_f16",
     "scale_bf16",
@@ -46,7 +49,7 @@ fn casts_to<From: Storage, To: Storage>(count: usize, seed: u64) -> Tested {
     Ok(())
 }
 
-fn adds_and_scales<T: Storage>(count: usize, factor: f32, seed: u64) -> Tested {
+fn adds_scales_and_subtracts<T: Storage>(count: usize, factor: f32, seed: u64) -> Tested {
     let device = Device::open();
     device.shuffle(seed);
     let (x, y) = (stored::<T>(seed, count), stored::<T>(!seed, count));
@@ -69,6 +72,17 @@ fn adds_and_scales<T: Storage>(count: usize, factor: f32, seed: u64) -> Tested {
         .map(|x| T::of(factor * x.value() as f32))
         .collect();
     prop_assert_eq!(exact(&device.download(&y_device)), exact(&scaled));
+    subtract_assign(
+        &device.kernels,
+        device.operand(&x_device),
+        device.operand_mut(&mut y_device),
+    )?;
+    let differences: Vec<T> = x
+        .iter()
+        .zip(&scaled)
+        .map(|(x, y)| T::of(y.value() as f32 - x.value() as f32))
+        .collect();
+    prop_assert_eq!(exact(&device.download(&y_device)), exact(&differences));
     Ok(())
 }
 
@@ -109,7 +123,7 @@ proptest! {
 
     #[test]
     fn sums_and_multiples_round_once(count in 1usize..9000, factor in -3.0f32..3.0, seed: u64) {
-        for_every_storage!(adds_and_scales(count, factor, seed));
+        for_every_storage!(adds_scales_and_subtracts(count, factor, seed));
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use crate::device::{Device, numbers};
 use crate::storage::{Storage, exact, for_every_storage, stored};
 use fuselora_kernels::abi::EmbeddingShape;
-use fuselora_kernels::embedding::{gather, scatter_add};
+use fuselora_kernels::embedding::{
+    gather, gather_transposed, scatter_add, scatter_add_transposed,
+};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
@@ -14,7 +16,16 @@ pub const KERNELS: &[&str] = &[
     "scatter_add_f32",
     "scatter_add_f16",
     "scatter_add_bf16",
+    "gather_transposed",
+    "scatter_add_transposed",
 ];
+
+fn random_ids(seed: u64, n: usize, rows: usize) -> Vec<u32> {
+    numbers(seed, n)
+        .iter()
+        .map(|x| ((x + 1.0) / 2.0 * rows as f32) as u32 % rows as u32)
+        .collect()
+}
 
 fn gathers_and_scatters<T: Storage>(
     rows: usize,
@@ -25,10 +36,7 @@ fn gathers_and_scatters<T: Storage>(
     let device = Device::open();
     device.shuffle(seed);
     let table = stored::<T>(seed, rows * width);
-    let ids: Vec<u32> = numbers(!seed, n)
-        .iter()
-        .map(|x| ((x + 1.0) / 2.0 * rows as f32) as u32 % rows as u32)
-        .collect();
+    let ids = random_ids(!seed, n, rows);
     let shape = EmbeddingShape {
         rows: rows as u32,
         width: width as u32,
@@ -70,8 +78,59 @@ fn gathers_and_scatters<T: Storage>(
     Ok(())
 }
 
+/// Rows of a table that is held `[width, rows]`.
+fn of_a_transposed_table(
+    rows: usize,
+    width: usize,
+    n: usize,
+    seed: u64,
+) -> Result<(), TestCaseError> {
+    let device = Device::open();
+    device.shuffle(seed);
+    let (table, dy) = (numbers(seed, rows * width), numbers(seed ^ 1, n * width));
+    let ids = random_ids(!seed, n, rows);
+    let shape = EmbeddingShape {
+        rows: rows as u32,
+        width: width as u32,
+    };
+    let (mut table_device, ids_device) = (device.upload(&table), device.upload(&ids));
+    let dy_device = device.upload(&dy);
+    let mut y = device.output::<f32>(n * width);
+    gather_transposed(
+        &device.kernels,
+        shape,
+        device.operand(&table_device),
+        device.operand(&ids_device),
+        device.operand_mut(&mut y),
+    )?;
+    let row = |id: u32| (0..width).map(move |column| column * rows + id as usize);
+    let expected: Vec<f32> = ids.iter().flat_map(|&id| row(id)).map(|i| table[i]).collect();
+    prop_assert_eq!(device.download(&y), expected);
+
+    scatter_add_transposed(
+        &device.kernels,
+        shape,
+        device.operand(&dy_device),
+        device.operand(&ids_device),
+        device.operand_mut(&mut table_device),
+    )?;
+    let mut expected = table;
+    for (&id, dy) in ids.iter().zip(dy.chunks(width)) {
+        row(id).zip(dy).for_each(|(i, dy)| expected[i] += dy);
+    }
+    prop_assert_eq!(device.download(&table_device), expected);
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(8))]
+
+    #[test]
+    fn rows_of_a_transposed_table_are_moved_and_added(
+        rows in 1usize..30, width in 1usize..300, n in 1usize..40, seed: u64,
+    ) {
+        of_a_transposed_table(rows, width, n, seed)?;
+    }
 
     #[test]
     fn rows_are_moved_and_added(rows in 1usize..30, width in prop_oneof![1usize..70, Just(64), Just(256)], n in 1usize..40, seed: u64) {

@@ -7,9 +7,12 @@
 mod activation;
 mod adamw_8bit;
 mod attention;
+mod columns;
 mod device;
+mod dora;
 mod elementwise;
 mod embedding;
+mod linear_gradients;
 mod lora_linear;
 mod loss;
 mod matmul;
@@ -31,9 +34,13 @@ const TESTED: &[&[&str]] = &[
     activation::KERNELS,
     adamw_8bit::KERNELS,
     attention::KERNELS,
+    columns::KERNELS,
+    dora::KERNELS,
     elementwise::KERNELS,
     embedding::KERNELS,
+    linear_gradients::KERNELS,
     lora_linear::KERNELS,
+    lora_linear::dropout::KERNELS,
     loss::KERNELS,
     matmul::KERNELS,
     nf4::KERNELS,

@@ -1,6 +1,6 @@
 use super::{Counting, Device, extents};
 use anyhow::Result;
-use fuselora_kernels::elementwise::{add_assign, cast, find_nonfinite, scale};
+use fuselora_kernels::elementwise::{add_assign, cast, find_nonfinite, scale, subtract_assign};
 use half::{bf16, f16};
 
 pub fn launch(device: &Device, kernel: &str, shape: Option<&[u64]>) -> Result<Option<Vec<u64>>> {
@@ -37,13 +37,18 @@ fn run<T: Counting>(
     device: &Device,
     shape: Option<&[u64]>,
 ) -> Result<Option<Vec<u64>>> {
-    if !["add_assign", "scale", "find_nonfinite"].contains(&operation) {
+    if !["add_assign", "subtract_assign", "scale", "find_nonfinite"].contains(&operation) {
         return Ok(None);
     }
     let [elements] = extents(shape, [1 << 20])?;
     let (x, mut y) = (device.zeros::<T>(elements)?, device.zeros::<T>(elements)?);
     match operation {
         "add_assign" => add_assign(
+            &device.kernels,
+            device.operand(&x),
+            device.operand_mut(&mut y),
+        )?,
+        "subtract_assign" => subtract_assign(
             &device.kernels,
             device.operand(&x),
             device.operand_mut(&mut y),

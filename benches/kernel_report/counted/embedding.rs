@@ -1,10 +1,15 @@
 use super::{Counting, Device, extents};
 use anyhow::Result;
 use fuselora_kernels::abi::EmbeddingShape;
-use fuselora_kernels::embedding::{gather, scatter_add};
+use fuselora_kernels::embedding::{
+    gather, gather_transposed, scatter_add, scatter_add_transposed,
+};
 
 pub fn launch(device: &Device, kernel: &str, shape: Option<&[u64]>) -> Result<Option<Vec<u64>>> {
-    by_storage!(kernel, run(device, shape))
+    match kernel {
+        "gather_transposed" | "scatter_add_transposed" => run::<f32>(kernel, device, shape),
+        _ => by_storage!(kernel, run(device, shape)),
+    }
 }
 
 /// Every row once, in order.
@@ -13,9 +18,13 @@ fn run<T: Counting>(
     device: &Device,
     shape: Option<&[u64]>,
 ) -> Result<Option<Vec<u64>>> {
-    if !["gather", "scatter_add"].contains(&operation) {
-        return Ok(None);
-    }
+    let run = match operation {
+        "gather" => gather,
+        "gather_transposed" => gather_transposed,
+        "scatter_add" => scatter_add,
+        "scatter_add_transposed" => scatter_add_transposed,
+        _ => return Ok(None),
+    };
     let [n, width] = extents(shape, [256, 2048])?;
     let ids: Vec<u32> = (0..u32::try_from(n)?).collect();
     let ids = device.stream.clone_htod(&ids)?;
@@ -23,11 +32,6 @@ fn run<T: Counting>(
     let shape = EmbeddingShape {
         rows: n.try_into()?,
         width: width.try_into()?,
-    };
-    let run = if operation == "gather" {
-        gather
-    } else {
-        scatter_add
     };
     run(
         &device.kernels,

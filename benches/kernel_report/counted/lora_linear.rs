@@ -1,8 +1,8 @@
 use super::{Counting, Device, extents};
 use anyhow::{Context, Result};
 use fuselora_kernels::lora_linear::{
-    Backward, Gradients, Lora, Output, Projection, Segment, Weight, add_segments, backward,
-    backward_workspace, forward, forward_workspace,
+    Backward, Dropout, Gradients, Lora, Output, Projection, Segment, Weight, add_segments, backward,
+    backward_workspace, dropout, forward, forward_workspace,
 };
 use fuselora_kernels::nf4;
 use half::{bf16, f16};
@@ -12,10 +12,10 @@ pub fn launch(device: &Device, kernel: &str, shape: Option<&[u64]>) -> Result<Op
         Some(kernel) => (kernel, true),
         None => (kernel, false),
     };
-    if let Some((operation, _)) = kernel.rsplit_once('_')
-        && operation == "lora_segmented"
-    {
-        return by_storage!(kernel, run_segmented(device, shape));
+    match kernel.rsplit_once('_') {
+        Some(("lora_segmented", _)) => return by_storage!(kernel, run_segmented(device, shape)),
+        Some(("lora_dropout", _)) => return by_storage!(kernel, run_dropout(device, shape)),
+        _ => {}
     }
     let Some(operation) = kernel.strip_prefix("lora_linear_") else {
         return Ok(None);
@@ -202,4 +202,27 @@ fn run_backward<T: Counting>(
         )
         .context("backward")
     })
+}
+
+fn run_dropout<T: Counting>(
+    _operation: &str,
+    device: &Device,
+    shape: Option<&[u64]>,
+) -> Result<Option<Vec<u64>>> {
+    let [elements] = extents(shape, [1 << 20])?;
+    let (x, mut y) = (device.zeros::<T>(elements)?, device.zeros::<T>(elements)?);
+    let step = device.zeros::<u32>(1)?;
+    let own = Dropout {
+        probability: 0.1,
+        seed: 1,
+        stream: 0,
+        step: device.operand(&step),
+    };
+    dropout(
+        &device.kernels,
+        own,
+        device.operand(&x),
+        device.operand_mut(&mut y),
+    )?;
+    Ok(Some(vec![elements]))
 }

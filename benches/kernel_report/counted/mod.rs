@@ -14,8 +14,11 @@ macro_rules! by_storage {
 
 mod activation;
 mod attention;
+mod columns;
+mod dora;
 mod elementwise;
 mod embedding;
+mod linear_gradients;
 mod lora_linear;
 mod loss;
 mod matmul;
@@ -50,11 +53,14 @@ struct Device {
 /// nothing where the kernel is of another family.
 type Launch = fn(&Device, kernel: &str, shape: Option<&[u64]>) -> Result<Option<Vec<u64>>>;
 
-const FAMILIES: [Launch; 11] = [
+const FAMILIES: [Launch; 14] = [
     activation::launch,
     attention::launch,
+    columns::launch,
+    dora::launch,
     elementwise::launch,
     embedding::launch,
+    linear_gradients::launch,
     lora_linear::launch,
     loss::launch,
     matmul::launch,

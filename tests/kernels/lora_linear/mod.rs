@@ -1,6 +1,7 @@
 //! The linear layer with its low-rank update, forward and backward.
 
 mod case;
+pub mod dropout;
 mod reference;
 
 use crate::device::Device;

@@ -103,7 +103,7 @@ pub fn exact(case: &Case, layer: &Layer, data: &Data, x: &[f32], number: fn(f32)
 }
 
 /// What dropout multiplies each element with.
-fn kept(dropout: Option<Dropout>, count: usize) -> Vec<f64> {
+pub fn kept(dropout: Option<Dropout>, count: usize) -> Vec<f64> {
     let Some(dropout) = dropout else {
         return vec![1.0; count];
     };
