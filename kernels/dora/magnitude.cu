@@ -4,12 +4,13 @@
 //   forward    y[t][o] = gain[o] z[t][o] + bias[o]                         bias may be null
 //   backward   dz[t][o] = gain[o] dy[t][o]
 //              dmagnitude[o] += (sum over t of dy[t][o] z[t][o]) / norm[o]
+//   scale_rows W[o][i] *= gain[o]                                           what forward does, to a merged weight
 //
-// Layouts   z, y, dy, dz [tokens, features]; gain, norm, magnitude, dmagnitude, bias [features] f32. Runs of
-//           ROW_RUN elements where the features allow.
-// Launch    gain: DORA_THREADS features per block. forward: one block of DORA_THREADS per token. backward:
-//           column_sum.cuh.
-// Traffic   forward: each of z and y once. backward: dy, z and dz once. The vectors are read by every token's
+// Layouts   z, y, dy, dz [tokens, features]; gain, norm, magnitude, dmagnitude, bias [features] f32;
+//           W [features, in_features] f32. Runs of ROW_RUN elements where rows allow.
+// Launch    gain: DORA_THREADS features per block. forward, scale_rows: one block of DORA_THREADS per row.
+//           backward: column_sum.cuh.
+// Traffic   forward: each of z and y once. backward: dy, z and dz once. scale_rows: W in and out. The vectors are read by every token's
 //           block, from cache.
 #include "../storage.cuh"
 #include "abi.h"
@@ -19,6 +20,18 @@ extern "C" __global__ void __launch_bounds__(DORA_THREADS)
     dora_gain(const float *magnitude, const float *norm, float *gain, uint32_t features) {
     uint32_t o = blockIdx.x * DORA_THREADS + threadIdx.x;
     if (o < features) gain[o] = magnitude[o] / norm[o];
+}
+
+extern "C" __global__ void __launch_bounds__(DORA_THREADS)
+    dora_scale_rows(float *weight, const float *gain, uint32_t in_features) {
+    float factor = gain[blockIdx.x];
+    float *row = weight + (size_t)blockIdx.x * in_features;
+    for_each_in_row(in_features, [&](uint32_t i, auto count) {
+        float values[decltype(count)::value];
+        load_run(row + i, values);
+        for (float &value : values) value *= factor;
+        store_run(row + i, values);
+    });
 }
 
 template <typename T>

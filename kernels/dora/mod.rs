@@ -72,7 +72,11 @@ pub fn gain(
     for (name, vector) in [("magnitude", &magnitude), ("norm", &norm), ("gain", &gain)] {
         vector.check(name, Element::F32, features)?;
     }
-    let grid = (blocks("features", features, DORA_THREADS.into(), GRID_X)?, 1, 1);
+    let grid = (
+        blocks("features", features, DORA_THREADS.into(), GRID_X)?,
+        1,
+        1,
+    );
     if features == 0 {
         return Ok(());
     }
@@ -87,6 +91,43 @@ pub fn gain(
             norm.address(),
             gain.address(),
             features as u32,
+        );
+    }
+    Ok(())
+}
+
+/// `weight[o][i] *= gain[o]`, with `weight [out_features, in_features]` and `gain [out_features]`, f32.
+///
+/// # Errors
+/// As [`weight_norm`].
+pub fn scale_rows(
+    kernels: &Kernels,
+    in_features: u32,
+    weight: OperandMut,
+    gain: Operand,
+) -> Result<(), LaunchError> {
+    check_row("in_features", in_features.into())?;
+    gain.check("gain", Element::F32, gain.len())?;
+    weight.check(
+        "weight",
+        Element::F32,
+        gain.len() * u64::from(in_features),
+    )?;
+    weight.check_aligned("weight", 16)?;
+    let grid = (blocks("out_features", gain.len(), 1, GRID_X)?, 1, 1);
+    if weight.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: as above.
+    unsafe {
+        launch!(
+            kernels,
+            &modules::DORA_SCALE_ROWS,
+            grid,
+            BLOCK,
+            weight.address(),
+            gain.address(),
+            in_features,
         );
     }
     Ok(())

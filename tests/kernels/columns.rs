@@ -21,7 +21,10 @@ fn copies_a_block<T: Storage>(block: ColumnBlock, seed: u64) -> Result<(), TestC
     device.shuffle(seed);
     let [rows, from, to] =
         [block.rows, block.from_columns, block.to_columns].map(|extent| extent as usize);
-    let (x, y) = (stored::<T>(seed, rows * from), stored::<T>(!seed, rows * to));
+    let (x, y) = (
+        stored::<T>(seed, rows * from),
+        stored::<T>(!seed, rows * to),
+    );
     let (x_device, mut y_device) = (device.upload(&x), device.upload(&y));
     copy(
         &device.kernels,

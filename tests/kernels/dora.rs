@@ -3,12 +3,13 @@
 use crate::device::{Device, numbers};
 use crate::storage::{Storage, check_close, for_every_storage, stored};
 use fuselora_kernels::abi::{ColumnSumShape, DoraWeight};
-use fuselora_kernels::dora::{backward, forward, gain, weight_norm};
+use fuselora_kernels::dora::{backward, forward, gain, scale_rows, weight_norm};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
 pub const KERNELS: &[&str] = &[
     "dora_gain",
+    "dora_scale_rows",
     "dora_weight_norm_f32",
     "dora_weight_norm_f16",
     "dora_weight_norm_bf16",
@@ -29,7 +30,10 @@ fn norms<T: Storage>(
 ) -> Result<(), TestCaseError> {
     let device = Device::open();
     let w = stored::<T>(seed, rows * columns);
-    let (a, b) = (numbers(seed ^ 1, rank * columns), numbers(seed ^ 2, rows * rank));
+    let (a, b) = (
+        numbers(seed ^ 1, rank * columns),
+        numbers(seed ^ 2, rows * rank),
+    );
     let (a_device, b_device) = (device.upload(&a), device.upload(&b));
     let run = |order: u64| -> Result<Vec<f32>, TestCaseError> {
         device.shuffle(order);
@@ -81,7 +85,10 @@ fn magnitudes<T: Storage>(
     let device = Device::open();
     device.shuffle(seed);
     let positive = |seed: u64| -> Vec<f32> {
-        numbers(seed, features).iter().map(|x| x.abs() + 0.5).collect()
+        numbers(seed, features)
+            .iter()
+            .map(|x| x.abs() + 0.5)
+            .collect()
     };
     let (magnitude, norm) = (positive(seed ^ 1), positive(seed ^ 2));
     let (bias, before) = (numbers(seed ^ 3, features), numbers(seed ^ 4, features));
@@ -123,6 +130,20 @@ fn magnitudes<T: Storage>(
     let expected: Vec<f64> = (0..tokens * features).map(y_exact).collect();
     check_close("y", &device.download(&y), &expected, 1.0)?;
 
+    // A weight of as many rows as there are features.
+    let (mut weight, columns) = (numbers(seed ^ 7, features * tokens), tokens);
+    let mut weight_device = device.upload(&weight);
+    scale_rows(
+        &device.kernels,
+        columns as u32,
+        device.operand_mut(&mut weight_device),
+        device.operand(&gain_device),
+    )?;
+    for (row, gain) in weight.chunks_exact_mut(columns).zip(&gains) {
+        row.iter_mut().for_each(|value| *value *= gain);
+    }
+    prop_assert_eq!(device.download(&weight_device), weight);
+
     let mut dz = device.output::<T>(tokens * features);
     let mut dmagnitude = device.upload(&before);
     backward(
@@ -145,7 +166,12 @@ fn magnitudes<T: Storage>(
         f64::from(before[o]) + sum / f64::from(norm[o])
     };
     let expected: Vec<f64> = (0..features).map(dmagnitude_exact).collect();
-    check_close("dmagnitude", &device.download(&dmagnitude), &expected, tokens as f64)?;
+    check_close(
+        "dmagnitude",
+        &device.download(&dmagnitude),
+        &expected,
+        tokens as f64,
+    )?;
     Ok(())
 }
 

@@ -3,9 +3,7 @@
 use crate::device::{Device, numbers};
 use crate::storage::{Storage, exact, for_every_storage, stored};
 use fuselora_kernels::abi::EmbeddingShape;
-use fuselora_kernels::embedding::{
-    gather, gather_transposed, scatter_add, scatter_add_transposed,
-};
+use fuselora_kernels::embedding::{gather, gather_transposed, scatter_add, scatter_add_transposed};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
@@ -104,7 +102,11 @@ fn of_a_transposed_table(
         device.operand_mut(&mut y),
     )?;
     let row = |id: u32| (0..width).map(move |column| column * rows + id as usize);
-    let expected: Vec<f32> = ids.iter().flat_map(|&id| row(id)).map(|i| table[i]).collect();
+    let expected: Vec<f32> = ids
+        .iter()
+        .flat_map(|&id| row(id))
+        .map(|i| table[i])
+        .collect();
     prop_assert_eq!(device.download(&y), expected);
 
     scatter_add_transposed(

@@ -49,9 +49,8 @@ fn of_the_weight<T: Storage>(
     };
     let exact = |i: usize| {
         let (o, column) = (i / in_features, i % in_features);
-        let products = (0..tokens).map(|t| {
-            dy[t * out_features + o].value() * x[t * in_features + column].value()
-        });
+        let products = (0..tokens)
+            .map(|t| dy[t * out_features + o].value() * x[t * in_features + column].value());
         f64::from(before[i]) + products.sum::<f64>()
     };
     let expected: Vec<f64> = (0..before.len()).map(exact).collect();
@@ -64,7 +63,10 @@ fn of_the_weight<T: Storage>(
 fn of_the_bias<T: Storage>(tokens: usize, features: usize, seed: u64) -> Result<(), TestCaseError> {
     let device = Device::open();
     device.shuffle(seed);
-    let (dy, before) = (stored::<T>(seed, tokens * features), numbers(!seed, features));
+    let (dy, before) = (
+        stored::<T>(seed, tokens * features),
+        numbers(!seed, features),
+    );
     let dy_device = device.upload(&dy);
     let mut dbias = device.upload(&before);
     let shape = ColumnSumShape {

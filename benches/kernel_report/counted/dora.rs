@@ -1,7 +1,7 @@
 use super::{Counting, Device, extents};
 use anyhow::Result;
 use fuselora_kernels::abi::{ColumnSumShape, DoraWeight};
-use fuselora_kernels::dora::{backward, forward, gain, weight_norm};
+use fuselora_kernels::dora::{backward, forward, gain, scale_rows, weight_norm};
 
 pub fn launch(device: &Device, kernel: &str, shape: Option<&[u64]>) -> Result<Option<Vec<u64>>> {
     if kernel == "dora_gain" {
@@ -15,6 +15,18 @@ pub fn launch(device: &Device, kernel: &str, shape: Option<&[u64]>) -> Result<Op
             device.operand_mut(&mut out),
         )?;
         return Ok(Some(vec![features]));
+    }
+    if kernel == "dora_scale_rows" {
+        let [rows, in_features] = extents(shape, [256, 2048])?;
+        let mut weight = device.zeros::<f32>(rows * in_features)?;
+        let gain = device.zeros::<f32>(rows)?;
+        scale_rows(
+            &device.kernels,
+            in_features.try_into()?,
+            device.operand_mut(&mut weight),
+            device.operand(&gain),
+        )?;
+        return Ok(Some(vec![rows, in_features]));
     }
     by_storage!(kernel, run(device, shape))
 }

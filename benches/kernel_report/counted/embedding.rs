@@ -1,9 +1,7 @@
 use super::{Counting, Device, extents};
 use anyhow::Result;
 use fuselora_kernels::abi::EmbeddingShape;
-use fuselora_kernels::embedding::{
-    gather, gather_transposed, scatter_add, scatter_add_transposed,
-};
+use fuselora_kernels::embedding::{gather, gather_transposed, scatter_add, scatter_add_transposed};
 
 pub fn launch(device: &Device, kernel: &str, shape: Option<&[u64]>) -> Result<Option<Vec<u64>>> {
     match kernel {

@@ -1,8 +1,8 @@
 use super::{Counting, Device, extents};
 use anyhow::{Context, Result};
 use fuselora_kernels::lora_linear::{
-    Backward, Dropout, Gradients, Lora, Output, Projection, Segment, Weight, add_segments, backward,
-    backward_workspace, dropout, forward, forward_workspace,
+    Backward, Dropout, Gradients, Lora, Output, Projection, Segment, Weight, add_segments,
+    backward, backward_workspace, dropout, forward, forward_workspace,
 };
 use fuselora_kernels::nf4;
 use half::{bf16, f16};

@@ -15,6 +15,7 @@ use fuselora_kernels::{Element, Kernels, LaunchError, Operand, OperandMut, modul
 use graph::Capturing;
 use std::{
     fmt,
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -130,15 +131,21 @@ impl Cuda {
         }
     }
 
-    /// Copies all of `source` into `target` from byte `offset` on, where it fits.
-    pub fn copy(&self, source: &Buffer, target: &mut Buffer, offset: usize) -> Result<()> {
+    /// Copies the bytes `range` of `source` into `target` from byte `offset` on, where they fit.
+    pub fn copy(
+        &self,
+        source: &Buffer,
+        range: Range<usize>,
+        target: &mut Buffer,
+        offset: usize,
+    ) -> Result<()> {
         source.note_use();
         target.note_use();
-        let len = source.len();
+        let len = range.len();
         match (source.block(), target.block_mut()) {
             (Some(source), Some(target)) if len > 0 => {
                 let mut target = target.slice_mut(offset..offset + len);
-                let copied = self.stream().memcpy_dtod(&source.slice(..len), &mut target);
+                let copied = self.stream().memcpy_dtod(&source.slice(range), &mut target);
                 copied.map_err(|error| self.fault(error))
             }
             _ => Ok(()),

@@ -7,6 +7,7 @@ use crate::{
 };
 use bytes::Bytes;
 use std::fmt;
+use std::ops::Range;
 
 /// A contiguous, row-major array on a [`Device`].
 ///
@@ -328,7 +329,9 @@ impl Tensor {
         match (self.device.is_cpu(), source.device.is_cpu()) {
             (_, true) => self.write(source.bytes("source")?),
             (true, false) => source.read(self.bytes_mut("target")?),
-            (false, false) if self.device.is_same(&source.device) => self.copy_bytes(0, source),
+            (false, false) if self.device.is_same(&source.device) => {
+                self.copy_bytes(0, source, 0..source.size_in_bytes())
+            }
             (false, false) => self.write(&source.to_bytes()?),
         }
     }
@@ -355,7 +358,12 @@ impl Tensor {
     }
 
     /// Copies all elements of `source`, on the same device, over those from byte `offset` on.
-    pub(crate) fn copy_bytes(&mut self, offset: usize, source: &Tensor) -> Result<()> {
+    pub(crate) fn copy_bytes(
+        &mut self,
+        offset: usize,
+        source: &Tensor,
+        range: Range<usize>,
+    ) -> Result<()> {
         #[cfg(feature = "cuda")]
         if let (Storage::Cuda { buffer, largest }, Backend::Cuda(cuda)) =
             (&mut self.storage, self.device.backend())
@@ -365,9 +373,9 @@ impl Tensor {
             } = &source.storage
         {
             largest.set(of_source.get());
-            return cuda.copy(source, buffer, offset);
+            return cuda.copy(source, range, buffer, offset);
         }
-        let source = source.bytes("source")?;
+        let source = &source.bytes("source")?[range];
         self.bytes_mut("target")?[offset..][..source.len()].copy_from_slice(source);
         Ok(())
     }

@@ -116,8 +116,9 @@ impl MemoryEstimate {
             NormKind::Layer => 4,
         };
         let wide = tokens * (2 * hidden + 2 * q_width + 2 * kv_width + inner_kept);
-        let narrow = tokens * (config.num_heads as u64 + statistics)
-            + (ranks + directions) * tokens / layers.max(1);
+        let narrow =
+            tokens * (config.num_heads as u64 + statistics) + ranks * tokens / layers.max(1);
+        let wide = wide + directions * tokens / layers.max(1);
         let block = wide * activation_bytes + narrow * f32_bytes;
         // Backward through the MLP: two gradients in place of gate and up, the activation's gradient, the
         // normed input and two residual gradients. The head: logits, and its rows in and out.

@@ -321,7 +321,7 @@ impl<'a> Merging<'a> {
                         ..
                     }),
                 ) => {
-                    let table = with_rows(&Weight::Dense(stored()?), tokens)?;
+                    let table = with_rows(&Weight::Dense(stored()?), tokens, DType::F32)?;
                     dense(&table)?.try_clone()?
                 }
                 _ if self.tied_to.is_some() && module == OUTPUT_HEAD => stored()?,

@@ -295,26 +295,42 @@ fn the_first_gradients_agree_with_and_without_checkpointing() {
     }
 }
 
-/// The kernels in place of the CPU's operations: one case in both types, one in NF4, and one whose adapter has bases of
-/// its own, because a simulated GPU takes its time.
+/// The kernels in place of the CPU's operations: of the large cases one in both types and one in NF4, because a simulated
+/// GPU takes its time, and every small one.
 #[cfg(feature = "cuda")]
 #[test]
 fn the_kernels_agree() {
-    let (Some(folder), Some(quantized)) = (case("llama-lora"), case(NF4_CASE)) else {
-        return;
-    };
     ptxsim_driver::select("h100").unwrap();
     let device = Device::cuda(0).unwrap();
-    for (dtype, bounds) in [(DType::F32, F32), (DType::BF16, BF16)] {
-        let case = Case::load_on(&device, dtype, folder.clone(), "adapter-initial");
-        case.check_logits(&bounds);
-        case.check_first_gradients(false, &bounds);
+    let check = |folder: PathBuf, dtype: DType, bounds: &Bounds| {
+        let case = Case::load_on(&device, dtype, folder, "adapter-initial");
+        case.check_logits(bounds);
+        case.check_first_gradients(false, bounds);
+    };
+    if let Some(folder) = case("llama-lora") {
+        check(folder.clone(), DType::F32, &F32);
+        check(folder, DType::BF16, &BF16);
     }
-    let own_bases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/pissa");
-    for folder in [quantized, own_bases] {
-        let case = Case::load_on(&device, DType::F32, folder, "adapter-initial");
-        case.check_logits(&F32);
-        case.check_first_gradients(false, &F32);
+    if let Some(folder) = case(NF4_CASE) {
+        check(folder, DType::F32, &F32);
+    }
+    let own = |name: &str| {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../tests/parity")
+            .join(name)
+    };
+    for name in OWN_CASES {
+        check(own(name), DType::F32, &F32);
+    }
+    // One with each part that is held in f32 beside activations of 16 bits.
+    for name in [
+        "bias-dora-dropout",
+        "gpt2-modules-to-save",
+        "lora-bias",
+        "lora-embedding-tied",
+        "trainable-tokens-tied",
+    ] {
+        check(own(name), DType::BF16, &BF16);
     }
 }
 

@@ -35,7 +35,11 @@ fn drops<T: Storage>(count: usize, probability: f32, seed: u64) -> Result<(), Te
         stream,
     };
     let kept = kept(Some(mask), count);
-    let expected: Vec<f64> = x.iter().zip(kept).map(|(x, kept)| x.value() * kept).collect();
+    let expected: Vec<f64> = x
+        .iter()
+        .zip(kept)
+        .map(|(x, kept)| x.value() * kept)
+        .collect();
     check_close("y", &device.download(&y), &expected, 0.0)
 }
 

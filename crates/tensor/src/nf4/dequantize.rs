@@ -48,6 +48,18 @@ impl Nf4Weight {
         Ok(out)
     }
 
+    /// Some rows as F32 on the CUDA device that holds the weight, `[rows, in_features]`; the first is a multiple of 8.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn dequantize_rows(&self, rows: Range<usize>) -> Result<Tensor> {
+        let in_features = self.shape[1];
+        let mut out = Tensor::empty(self.device(), [rows.len(), in_features], DType::F32)?;
+        let first = (rows.start * in_features) as u64;
+        self.device().launch(|kernels| {
+            kernel::dequantize(kernels, &self.operand(), first, out.operand_mut())
+        })?;
+        Ok(out)
+    }
+
     /// Decodes the elements in `range` (of the row-major order) into `out`. The caller has checked both, and that the
     /// weight is on the CPU.
     pub(crate) fn decode(&self, range: Range<usize>, out: &mut [f32]) {

@@ -3,7 +3,7 @@
 //! `W + scaling·B·A`. As in the paper's section 4.3, and in PEFT, the norm is a constant to the gradient.
 
 use crate::{
-    DType, Error, Result, Tensor, Weight,
+    DType, Error, Result, Tensor, Weight, check,
     matrix::{Matrix, MatrixMut, Term, Write, multiply},
     ops::lora_linear::Lora,
     parallel, simd,
@@ -26,6 +26,10 @@ pub fn weight_norm(weight: &Weight, a: &Tensor, b: &Tensor, scaling: f32) -> Res
         dropout: None,
     };
     lora.check(|name| format!("dora: {name}"), weight, in_features)?;
+    #[cfg(feature = "cuda")]
+    if !a.device().is_cpu() {
+        return on_cuda::weight_norm(weight, &lora);
+    }
     let rank = a.shape()[0];
     let a = Matrix::new(a.as_f32()?, rank, in_features);
     let b = Matrix::new(b.as_f32()?, out_features, rank);
@@ -61,10 +65,15 @@ pub fn weight_norm(weight: &Weight, a: &Tensor, b: &Tensor, scaling: f32) -> Res
 /// `magnitude / norm`, `[out]` F32: what each output feature is scaled by.
 ///
 /// # Errors
-/// A norm of zero, and on shapes and data types that do not fit.
+/// A norm of zero, which a CUDA device makes an infinity of instead, and on shapes and data types that do not fit.
 pub fn gain(magnitude: &Tensor, norm: &Tensor) -> Result<Tensor> {
     let features = norm.vector("norm", "[out_features]")?;
     magnitude.check_shape("magnitude", &[features])?;
+    magnitude.check_device("magnitude", norm.device())?;
+    #[cfg(feature = "cuda")]
+    if !norm.device().is_cpu() {
+        return on_cuda::gain(magnitude, norm);
+    }
     let mut gain = Tensor::empty(norm.device(), [features], DType::F32)?;
     let values = magnitude.f32("magnitude")?.iter().zip(norm.f32("norm")?);
     for ((gain, (&magnitude, &norm)), feature) in gain.as_f32_mut()?.iter_mut().zip(values).zip(0..)
@@ -79,15 +88,21 @@ pub fn gain(magnitude: &Tensor, norm: &Tensor) -> Result<Tensor> {
     Ok(gain)
 }
 
-/// `y[t, o] = gain[o] · z[t, o] + bias[o]`, with `z [tokens, out]`, F32.
+/// `y[t, o] = gain[o] · z[t, o] + bias[o]`, with `z [tokens, out]` of a float type (F32 on the CPU), the others F32.
 ///
 /// # Errors
 /// On shapes and data types that do not fit.
 pub fn forward(z: &Tensor, gain: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (tokens, features) = z.matrix("z", "[tokens, out_features]")?;
     gain.check_shape("gain", &[features])?;
+    gain.check_device("gain", z.device())?;
     if let Some(bias) = bias {
         bias.check_shape("bias", &[features])?;
+        bias.check_device("bias", z.device())?;
+    }
+    #[cfg(feature = "cuda")]
+    if !z.device().is_cpu() {
+        return on_cuda::forward(z, gain, bias);
     }
     let mut y = Tensor::empty(z.device(), [tokens, features], DType::F32)?;
     let (z, gain) = (z.f32("z")?, gain.f32("gain")?);
@@ -125,6 +140,11 @@ pub fn forward(z: &Tensor, gain: &Tensor, bias: Option<&Tensor>) -> Result<Tenso
 pub fn scale_rows(weight: &mut Tensor, gain: &Tensor) -> Result<()> {
     let (out_features, in_features) = weight.matrix("weight", "[out_features, in_features]")?;
     gain.check_shape("gain", &[out_features])?;
+    gain.check_device("gain", weight.device())?;
+    #[cfg(feature = "cuda")]
+    if !gain.device().is_cpu() {
+        return on_cuda::scale_rows(weight, gain);
+    }
     let gain = gain.f32("gain")?;
     let rows = weight.f32_mut("weight")?.par_chunks_mut(in_features.max(1));
     rows.zip(gain).for_each(|(row, gain)| {
@@ -148,13 +168,20 @@ pub fn backward(
     let (tokens, features) = dy.matrix("dy", "[tokens, out_features]")?;
     z.check_shape("z", dy.shape())?;
     norm.check_shape("norm", &[features])?;
-    let dz = forward(dy, gain, None)?;
+    check::devices(dy.device(), [("z", z), ("norm", norm), ("gain", gain)])?;
     let Some(dmagnitude) = dmagnitude else {
-        return Ok(dz);
+        return forward(dy, gain, None);
     };
-    dmagnitude.check_shape("gradient of the magnitude", &[features])?;
+    let name = "gradient of the magnitude";
+    dmagnitude.check_shape(name, &[features])?;
+    dmagnitude.check_device(name, dy.device())?;
+    #[cfg(feature = "cuda")]
+    if !dy.device().is_cpu() {
+        return on_cuda::backward(dy, z, gain, norm, dmagnitude);
+    }
+    let dz = forward(dy, gain, None)?;
     let (dy, z, norm) = (dy.f32("dy")?, z.f32("z")?, norm.f32("norm")?);
-    let dmagnitude = dmagnitude.f32_mut("gradient of the magnitude")?;
+    let dmagnitude = dmagnitude.f32_mut(name)?;
     // A task owns its columns, so that sums run in one order whatever the number of threads.
     let width = features.div_ceil(rayon::current_num_threads()).max(16);
     let blocks = dmagnitude.par_chunks_mut(width).zip(norm.par_chunks(width));
@@ -179,4 +206,110 @@ pub fn backward(
         );
     });
     Ok(dz)
+}
+
+#[cfg(feature = "cuda")]
+mod on_cuda {
+    use super::{DType, Lora, Result, Tensor, Weight};
+    use crate::{Purpose, cuda::extents};
+    use fuselora_kernels::abi::{ColumnSumShape, DoraWeight};
+    use fuselora_kernels::{Operand, dora};
+
+    /// Bytes of a weight in NF4 that are dequantized at a time, to F32: no bit of it is lost.
+    const DEQUANTIZED_BYTES: usize = 64 << 20;
+    /// Rows that begin at a multiple of what a dequantization may begin at, however long they are.
+    const ROW_GROUP: usize = 8;
+
+    pub fn weight_norm(weight: &Weight, lora: &Lora) -> Result<Tensor> {
+        let (out_features, in_features) = weight.matrix("weight")?;
+        let device = lora.a.device();
+        let mut norm = Tensor::empty(device, [out_features], DType::F32)?;
+        let mut of_rows = |first: usize, rows: usize, values: Operand| {
+            let [first_row, rows, in_features, rank] =
+                extents("weight", [first, rows, in_features, lora.rank()])?;
+            let shape = DoraWeight {
+                first_row,
+                rows,
+                in_features,
+                rank,
+                scaling: lora.scaling,
+            };
+            let (a, b) = (lora.a.operand(), lora.b.operand());
+            device.launch(|kernels| {
+                dora::weight_norm(kernels, shape, values, a, b, norm.operand_mut())
+            })
+        };
+        match weight {
+            Weight::Dense(weight) => of_rows(0, out_features, weight.operand())?,
+            Weight::Nf4(weight) => {
+                let row_bytes = in_features.max(1) * DType::F32.size_in_bytes();
+                let step = (DEQUANTIZED_BYTES / row_bytes / ROW_GROUP * ROW_GROUP).max(ROW_GROUP);
+                for first in (0..out_features).step_by(step) {
+                    let rows = step.min(out_features - first);
+                    let _holding = device.hold(Purpose::Workspace);
+                    let values = weight.dequantize_rows(first..first + rows)?;
+                    of_rows(first, rows, values.operand())?;
+                }
+            }
+        }
+        Ok(norm)
+    }
+
+    pub fn gain(magnitude: &Tensor, norm: &Tensor) -> Result<Tensor> {
+        let mut gain = Tensor::empty(norm.device(), norm.shape(), DType::F32)?;
+        norm.device().launch(|kernels| {
+            let (magnitude, norm) = (magnitude.operand(), norm.operand());
+            dora::gain(kernels, magnitude, norm, gain.operand_mut())
+        })?;
+        Ok(gain)
+    }
+
+    pub fn scale_rows(weight: &mut Tensor, gain: &Tensor) -> Result<()> {
+        let (_, in_features) = weight.matrix("weight", "[out_features, in_features]")?;
+        let [in_features] = extents("weight", [in_features])?;
+        gain.device().launch(|kernels| {
+            dora::scale_rows(kernels, in_features, weight.operand_mut(), gain.operand())
+        })
+    }
+
+    fn shape(activations: &Tensor) -> Result<ColumnSumShape> {
+        let (tokens, features) = activations.matrix("z", "[tokens, out_features]")?;
+        let [tokens, features] = extents("z", [tokens, features])?;
+        Ok(ColumnSumShape { tokens, features })
+    }
+
+    pub fn forward(z: &Tensor, gain: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let shape = shape(z)?;
+        let mut y = Tensor::empty(z.device(), z.shape(), z.dtype())?;
+        z.device().launch(|kernels| {
+            let (z, gain) = (z.operand(), gain.operand());
+            let bias = bias.map(Tensor::operand);
+            dora::forward(kernels, shape, z, gain, bias, y.operand_mut())
+        })?;
+        Ok(y)
+    }
+
+    pub fn backward(
+        dy: &Tensor,
+        z: &Tensor,
+        gain: &Tensor,
+        norm: &Tensor,
+        dmagnitude: &mut Tensor,
+    ) -> Result<Tensor> {
+        let shape = shape(dy)?;
+        let mut dz = Tensor::empty(dy.device(), dy.shape(), dy.dtype())?;
+        dy.device().launch(|kernels| {
+            dora::backward(
+                kernels,
+                shape,
+                dy.operand(),
+                z.operand(),
+                gain.operand(),
+                norm.operand(),
+                dz.operand_mut(),
+                dmagnitude.operand_mut(),
+            )
+        })?;
+        Ok(dz)
+    }
 }

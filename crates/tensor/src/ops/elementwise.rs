@@ -20,12 +20,18 @@ pub fn add_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
     add_scaled(y, 1.0, x)
 }
 
-/// `y -= x`, of equal shapes, F32.
+/// `y -= x`, of equal shapes and one float type.
 ///
 /// # Errors
-/// When shapes differ, or a tensor is not F32 or not on the CPU.
+/// On shapes, data types and devices that do not fit.
 pub fn subtract_assign(y: &mut Tensor, x: &Tensor) -> Result<()> {
     check_alike(y, x)?;
+    #[cfg(feature = "cuda")]
+    if !x.device().is_cpu() {
+        return x.device().launch(|kernels| {
+            fuselora_kernels::elementwise::subtract_assign(kernels, x.operand(), y.operand_mut())
+        });
+    }
     add_scaled(y, -1.0, x)
 }
 

@@ -1,6 +1,6 @@
 //! Rows chosen by index: the embedding, and the target rows in front of the head.
 
-use crate::{DType, Result, Tensor, Weight, check, parallel, simd};
+use crate::{DType, Result, Tensor, Weight, check, parallel, simd, tensor::Largest};
 #[cfg(feature = "cuda")]
 use fuselora_kernels::embedding;
 use rayon::prelude::*;
@@ -60,6 +60,25 @@ pub fn rows(x: &Tensor, ids: &Tensor) -> Result<Tensor> {
         });
     }
     Ok(y)
+}
+
+/// Puts other rows in place of some: `table[ids[i]] = rows[i]`, with `table [m, width]` and `rows [n, width]` of one float
+/// type. A copy for each row: meant for few.
+///
+/// # Errors
+/// As [`forward`].
+pub fn set_rows(table: &mut Tensor, ids: &[u32], rows: &Tensor) -> Result<()> {
+    let (m, width) = table.matrix("table", "[m, width]")?;
+    rows.check_shape("rows", &[ids.len(), width])?;
+    rows.check_dtype("rows", table.dtype())?;
+    rows.check_device("rows", table.device())?;
+    check::largest("ids", Largest::of(ids), m)?;
+    let row_bytes = width * table.dtype().size_in_bytes();
+    for (i, &id) in ids.iter().enumerate() {
+        let range = i * row_bytes..(i + 1) * row_bytes;
+        table.copy_bytes(id as usize * row_bytes, rows, range)?;
+    }
+    Ok(())
 }
 
 /// The backward pass of both, added to `dx`: `dx[ids[i]] += dy[i]`, with `dy [n, width]`,

@@ -19,5 +19,6 @@ pub fn append(cache: &mut Tensor, at_row: usize, x: &Tensor) -> Result<()> {
             "cache: {n} rows from row {at_row} on do not fit its {capacity} rows"
         )));
     }
-    cache.copy_bytes(at_row * width * x.dtype().size_in_bytes(), x)
+    let offset = at_row * width * x.dtype().size_in_bytes();
+    cache.copy_bytes(offset, x, 0..x.size_in_bytes())
 }

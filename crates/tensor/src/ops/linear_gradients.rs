@@ -1,17 +1,21 @@
 //! Gradients of a linear layer's own parameters, where they are trained too: of `y = x·Wᵀ + bias`,
 //! `dW += dyᵀ·x` and `dbias += Σ dy`.
 
+#[cfg(feature = "cuda")]
+use crate::cuda::extents;
 use crate::{
-    Result, Tensor, check,
+    DType, Result, Tensor, check,
     matrix::{Matrix, MatrixMut, Term, Write, multiply},
     simd,
 };
+#[cfg(feature = "cuda")]
+use fuselora_kernels::{abi::ColumnSumShape, linear_gradients};
 use rayon::prelude::*;
 
 /// Rows of the weight's gradient that make one task.
 const ROW_BLOCK: usize = 64;
 
-/// `dw += dyᵀ·x`, with `dy [tokens, out]`, `x [tokens, in]` and `dw [out, in]`, all F32.
+/// `dw += dyᵀ·x`, with `dy [tokens, out]` and `x [tokens, in]` of one float type (F32 on the CPU), `dw [out, in]` F32.
 ///
 /// # Errors
 /// On shapes, data types and devices that do not fit.
@@ -21,6 +25,16 @@ pub fn weight(dy: &Tensor, x: &Tensor, dw: &mut Tensor) -> Result<()> {
     dw.check_shape("dw", &[out_features, in_features])?;
     dy.check_shape("dy", &[tokens, out_features])?;
     check::devices(dw.device(), [("dy", dy), ("x", x)])?;
+    dw.check_dtype("dw", DType::F32)?;
+    #[cfg(feature = "cuda")]
+    if !dw.device().is_cpu() {
+        let [tokens, out_features, in_features] =
+            extents("dw", [tokens, out_features, in_features])?;
+        return dy.device().launch(|kernels| {
+            let (dy, x, dw) = (dy.operand(), x.operand(), dw.operand_mut());
+            linear_gradients::weight(kernels, tokens, out_features, in_features, dy, x, dw)
+        });
+    }
     let device = dw.device().clone();
     let dy = Matrix::new(dy.f32("dy")?, tokens, out_features);
     let x = Matrix::new(x.f32("x")?, tokens, in_features);
@@ -32,7 +46,7 @@ pub fn weight(dy: &Tensor, x: &Tensor, dw: &mut Tensor) -> Result<()> {
     })
 }
 
-/// `db += scale · Σ dy`, with `dy [tokens, out]` and `db [out]`, both F32.
+/// `db += scale · Σ dy`, with `dy [tokens, out]` of a float type (F32 on the CPU) and `db [out]` F32.
 ///
 /// # Errors
 /// On shapes, data types and devices that do not fit.
@@ -40,6 +54,15 @@ pub fn bias(dy: &Tensor, scale: f32, db: &mut Tensor) -> Result<()> {
     let (_, out_features) = dy.matrix("dy", "[tokens, out_features]")?;
     db.check_shape("db", &[out_features])?;
     db.check_device("db", dy.device())?;
+    db.check_dtype("db", DType::F32)?;
+    #[cfg(feature = "cuda")]
+    if !dy.device().is_cpu() {
+        let [tokens, features] = extents("dy", [dy.shape()[0], out_features])?;
+        let shape = ColumnSumShape { tokens, features };
+        return dy.device().launch(|kernels| {
+            linear_gradients::bias(kernels, shape, dy.operand(), scale, db.operand_mut())
+        });
+    }
     let (dy, db) = (dy.f32("dy")?, db.f32_mut("db")?);
     simd::vectorize(
         #[inline(always)]

@@ -28,7 +28,8 @@ impl Update<'_> {
     }
 }
 
-/// Adds the update to `y [n, width]` of `ids [n]` U32, and returns what backward needs: `A[:, ids]ᵀ`, `[n, rank]`.
+/// Adds the update to `y [n, width]` (F32 on the CPU, of a float type elsewhere) of `ids [n]` U32, and returns what
+/// backward needs: `A[:, ids]ᵀ`, `[n, rank]` F32.
 ///
 /// # Errors
 /// When an id is no column of A, and on shapes, data types and devices that do not fit.
@@ -38,6 +39,10 @@ pub fn forward(ids: &Tensor, update: Update, y: &mut Tensor) -> Result<Tensor> {
     y.check_shape("y", &[n, width])?;
     y.check_device("y", ids.device())?;
     let device = ids.device();
+    #[cfg(feature = "cuda")]
+    if !device.is_cpu() {
+        return on_cuda::forward(ids, &update, y);
+    }
     let mut h = Tensor::empty(device, [n, rank], DType::F32)?;
     let a = update.a.f32("lora_a")?;
     for (h, &id) in h
@@ -59,8 +64,8 @@ pub fn forward(ids: &Tensor, update: Update, y: &mut Tensor) -> Result<Tensor> {
     Ok(h)
 }
 
-/// The backward pass: `da[:, ids[i]] += scaling · Bᵀ·dy[i]`, `db += scaling · dyᵀ·h`, with `dy [n, width]` F32 and the
-/// `h` that [`forward`] returned. An id may repeat.
+/// The backward pass: `da[:, ids[i]] += scaling · Bᵀ·dy[i]`, `db += scaling · dyᵀ·h`, with `dy [n, width]` as `y` was
+/// and the `h` that [`forward`] returned. An id may repeat.
 ///
 /// # Errors
 /// As [`forward`].
@@ -80,6 +85,10 @@ pub fn backward(
     db.check_shape("db", &[width, rank])?;
     check::devices(ids.device(), [("dy", dy), ("h", h), ("da", da), ("db", db)])?;
     let device = ids.device();
+    #[cfg(feature = "cuda")]
+    if !device.is_cpu() {
+        return on_cuda::backward(dy, ids, &update, h, da, db);
+    }
     let dy = Matrix::new(dy.f32("dy")?, n, width);
     let mut dh = Tensor::empty(device, [n, rank], DType::F32)?;
     let product = Term {
@@ -103,4 +112,89 @@ pub fn backward(
         }
     }
     Ok(())
+}
+
+#[cfg(feature = "cuda")]
+mod on_cuda {
+    use super::{DType, Result, Tensor, Update};
+    use crate::cuda::extents;
+    use crate::ops::{elementwise, linear_gradients};
+    use fuselora_kernels::abi::{EmbeddingShape, MatmulShape};
+    use fuselora_kernels::embedding::{gather_transposed, scatter_add_transposed};
+    use fuselora_kernels::matmul::{Layout, matmul};
+
+    /// The extents of A and B as kernels take them, for `n` ids: `[rank, tokens, width, n]`.
+    fn checked(ids: &Tensor, update: &Update) -> Result<[u32; 4]> {
+        let (rank, tokens, width) = update.check(ids)?;
+        extents("lora_a", [rank, tokens, width, ids.element_count()])
+    }
+
+    pub fn forward(ids: &Tensor, update: &Update, y: &mut Tensor) -> Result<Tensor> {
+        let [rank, tokens, width, n] = checked(ids, update)?;
+        let device = ids.device();
+        let mut h = Tensor::empty(device, [n as usize, rank as usize], DType::F32)?;
+        let mut delta = Tensor::empty(device, y.shape(), DType::F32)?;
+        let table = EmbeddingShape {
+            rows: tokens,
+            width: rank,
+        };
+        let product = MatmulShape {
+            m: n,
+            n: width,
+            k: rank,
+        };
+        device.launch(|kernels| {
+            let a = update.a.operand();
+            gather_transposed(kernels, table, a, ids.operand(), h.operand_mut())?;
+            let (h, b) = (h.operand(), update.b.operand());
+            matmul(kernels, Layout::Nt, product, h, b, delta.operand_mut())
+        })?;
+        elementwise::scale(&mut delta, update.scaling)?;
+        match y.dtype() {
+            DType::F32 => elementwise::add_assign(y, &delta)?,
+            other => elementwise::add_assign(y, &delta.cast(other)?)?,
+        }
+        Ok(h)
+    }
+
+    pub fn backward(
+        dy: &Tensor,
+        ids: &Tensor,
+        update: &Update,
+        h: &Tensor,
+        da: &mut Tensor,
+        db: &mut Tensor,
+    ) -> Result<()> {
+        let [rank, tokens, width, n] = checked(ids, update)?;
+        let device = ids.device();
+        let mut dy = match dy.dtype() {
+            DType::F32 => dy.try_clone()?,
+            _ => dy.cast(DType::F32)?,
+        };
+        elementwise::scale(&mut dy, update.scaling)?;
+        linear_gradients::weight(&dy, h, db)?;
+        let mut dh = Tensor::empty(device, h.shape(), DType::F32)?;
+        let product = MatmulShape {
+            m: n,
+            n: rank,
+            k: width,
+        };
+        let table = EmbeddingShape {
+            rows: tokens,
+            width: rank,
+        };
+        device.launch(|kernels| {
+            let b = update.b.operand();
+            matmul(
+                kernels,
+                Layout::Nn,
+                product,
+                dy.operand(),
+                b,
+                dh.operand_mut(),
+            )?;
+            let (dh, ids) = (dh.operand(), ids.operand());
+            scatter_add_transposed(kernels, table, dh, ids, da.operand_mut())
+        })
+    }
 }

@@ -3,6 +3,7 @@
 #![cfg(feature = "cuda")]
 
 mod adamw_8bit;
+mod adapter_parts;
 mod dequantized;
 mod graphs;
 mod operations;

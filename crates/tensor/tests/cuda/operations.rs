@@ -27,7 +27,7 @@ use proptest::prelude::*;
 /// Large enough that short rows, whose spread may be small, have no large rstd.
 const EPS: f32 = 1e-2;
 
-fn float() -> impl Strategy<Value = DType> {
+pub fn float() -> impl Strategy<Value = DType> {
     prop_oneof![Just(DType::F32), Just(DType::F16), Just(DType::BF16)]
 }
 
@@ -46,6 +46,10 @@ proptest! {
             let (found, expected) = (x.cuda.cast(other).unwrap(), x.cpu.cast(other).unwrap());
             prop_assert_eq!(found.to_bytes().unwrap(), expected.to_bytes().unwrap());
         }
+        let before = wide(&y.cuda.to_f32_vec().unwrap());
+        elementwise::subtract_assign(&mut y.cuda, &x.cuda).unwrap();
+        let expected: Vec<f64> = before.iter().zip(x.wide()).map(|(y, x)| y - x).collect();
+        assert_close("y - x", &y.cuda, &expected, dtype);
         prop_assert_eq!(elementwise::find_nonfinite(&x.cuda).unwrap(), None);
         let mut values = x.cpu.to_f32_vec().unwrap();
         values[at % count] = f32::NAN;

@@ -215,19 +215,6 @@ fn tensors_of_two_devices_do_not_meet() {
     );
 }
 
-/// It exists on the CPU alone.
-#[test]
-fn a_difference_is_not_computed_there() {
-    let cuda = &device();
-    let mut y = ones(cuda, &[4]);
-    let message = elementwise::subtract_assign(&mut y, &ones(cuda, &[4])).unwrap_err();
-    assert!(
-        message.to_string().contains("expected on the cpu"),
-        "{message}"
-    );
-    assert_eq!(y.to_f32_vec().unwrap(), [1.0; 4]);
-}
-
 /// Rows of no elements are as many as an extent says, and take no memory.
 #[test]
 fn more_than_kernels_count() {

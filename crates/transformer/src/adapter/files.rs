@@ -68,7 +68,6 @@ impl Adapter {
         let targets = config
             .targets(modules)
             .map_err(|error| Error::file(folder.join(CONFIG), error.to_string()))?;
-        super::check_device(&config, &targets, device)?;
         config.check_init(&targets)?;
         let path = folder.join(WEIGHTS);
         if !path.is_file() {

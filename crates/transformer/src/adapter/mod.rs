@@ -117,7 +117,6 @@ impl Adapter {
         model: Option<&Model>,
     ) -> Result<Adapter> {
         let targets = config.resolve(modules)?;
-        check_device(&config, &targets, device)?;
         config.check_init(&targets)?;
         let weight = |module: &str| {
             model.and_then(|model| model.weight(module)).ok_or_else(|| {
@@ -201,34 +200,6 @@ impl Adapter {
         let updates = self.modules.values().flat_map(LoraWeights::tensors);
         let trained = self.trained.values().flat_map(Trained::tensors);
         updates.chain(trained).map(Tensor::element_count).sum()
-    }
-}
-
-/// Checks that the device can run an adapter of this kind.
-fn check_device(config: &AdapterConfig, targets: &[Target], device: &Device) -> Result<()> {
-    let embedding = |target: &Target| target.kind == ModuleKind::Embedding;
-    let kinds = [
-        (config.use_dora, "DoRA"),
-        (
-            config.bias != TrainedBiases::None,
-            "training biases (`bias`)",
-        ),
-        (config.lora_bias, "`lora_bias`"),
-        (!config.modules_to_save.is_empty(), "`modules_to_save`"),
-        (
-            config.trainable_token_indices != TrainedTokens::None,
-            "`trainable_token_indices`",
-        ),
-        (
-            targets.iter().any(embedding),
-            "the low-rank update of an embedding",
-        ),
-    ];
-    match kinds.iter().find(|(asked, _)| *asked) {
-        Some((_, kind)) if !device.is_cpu() => Err(Error::adapter(format!(
-            "{kind} runs on the CPU only so far, not on {device}: use --device cpu"
-        ))),
-        _ => Ok(()),
     }
 }
 

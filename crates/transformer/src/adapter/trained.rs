@@ -206,7 +206,7 @@ impl AdapterConfig {
                 let weight = model.weight(name).ok_or_else(missing)?;
                 let ids = Tensor::from_u32(device, [parts.tokens.len()], &parts.tokens)?;
                 Ok(TokenRows {
-                    rows: gather::forward(&weight, &ids)?,
+                    rows: gather::forward(&weight, &ids)?.cast(DTYPE)?,
                     indices: parts.tokens.clone(),
                 })
             };

@@ -60,7 +60,7 @@ impl Embedding {
             return Ok(());
         };
         if let Some(dtable) = trained.weight.as_mut().and_then(Weight::dense_mut) {
-            gather::scatter_add_rows(dy, ids, dtable)?;
+            gather::scatter_add_rows(&dy.cast(dtable.dtype())?, ids, dtable)?;
         }
         if let Some(TokenRows { indices, rows }) = &mut trained.tokens {
             let row_of = |id: &u32| indices.iter().position(|index| index == id);
@@ -70,7 +70,7 @@ impl Embedding {
                 .filter_map(|(position, id)| Some((position, row_of(id)? as u32)))
                 .unzip();
             let vector = |values: &[u32]| Tensor::from_u32(dy.device(), [values.len()], values);
-            let dy = gather::rows(dy, &vector(&from)?)?;
+            let dy = gather::rows(dy, &vector(&from)?)?.cast(rows.dtype())?;
             gather::scatter_add_rows(&dy, &vector(&to)?, rows)?;
         }
         Ok(())

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use fuselora_tensor::ops::lora_linear;
-use fuselora_tensor::{Purpose, Tensor, Weight};
+use fuselora_tensor::{DType, Purpose, Tensor, Weight};
 
 use crate::adapter::{Adapter, AdapterConfig, Form, LoraWeights, Trained};
 use crate::error::{Error, Result};
@@ -22,6 +22,8 @@ pub use pass::{AdapterRows, DropoutSeed, Pass};
 pub struct Lora {
     config: AdapterConfig,
     slots: Vec<Slot>,
+    /// Of the model.
+    activations: DType,
 }
 
 /// What an adapter has for one module.
@@ -34,14 +36,28 @@ struct Slot {
     derived: Derived,
 }
 
+impl Slot {
+    /// The weight that the adapter has in place of the model's, trained or frozen.
+    fn own_weight(&self) -> Option<&Weight> {
+        let base = || self.lora.as_ref()?.base.as_deref();
+        self.trained.weight.as_ref().or_else(base)
+    }
+
+    /// Whether passes on a CUDA device need that weight in another type, that of the activations.
+    fn is_cast(&self, activations: DType) -> bool {
+        let dense = self.own_weight().and_then(Weight::dense);
+        dense.is_some_and(|own| !own.device().is_cpu() && own.dtype() != activations)
+    }
+}
+
 /// Computed from the weights when a pass first needs it, and again after they change.
 #[derive(Default)]
 struct Derived {
     direction: OnceLock<Direction>,
     /// The bias of the module and that of `lora_B` in one.
     bias: OnceLock<Tensor>,
-    /// The frozen table with the trained rows in it.
-    table: OnceLock<Weight>,
+    /// The frozen weight with the trained rows in it, or a trained one, as a pass multiplies with it.
+    weight: OnceLock<Weight>,
 }
 
 /// That the model's device takes every rank.
@@ -93,6 +109,7 @@ impl Lora {
         Ok(Lora {
             config: adapter.config,
             slots,
+            activations: model.activations(),
         })
     }
 
@@ -183,11 +200,14 @@ impl Lora {
     }
 
     /// Whether passes keep what they compute from the parameters for the passes that follow, until the parameters
-    /// change: the norms of DoRA, the bias of `lora_B` with the module's own, a table with trained rows.
+    /// change: the norms of DoRA, the bias of `lora_B` with the module's own, a table with trained rows, weights of the
+    /// adapter's own in the type of the activations.
     pub fn derives(&self) -> bool {
         self.slots.iter().any(|slot| {
             let of_update = |lora: &LoraWeights| lora.magnitude.is_some() || lora.bias.is_some();
-            slot.lora.as_ref().is_some_and(of_update) || slot.trained.tokens.is_some()
+            slot.lora.as_ref().is_some_and(of_update)
+                || slot.trained.tokens.is_some()
+                || slot.is_cast(self.activations)
         })
     }
 

@@ -1,11 +1,12 @@
 //! What one pass over the model uses besides the frozen weights.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use fuselora_tensor::ops::lora_linear::{Dropout, Lora as Operand};
 use fuselora_tensor::ops::segmented_lora::Segment;
-use fuselora_tensor::ops::{dora, elementwise};
-use fuselora_tensor::{Tensor, Weight};
+use fuselora_tensor::ops::{dora, elementwise, gather};
+use fuselora_tensor::{DType, Tensor, Weight};
 
 use super::{Lora, Slot};
 use crate::adapter::{LoraWeights, TokenRows};
@@ -125,14 +126,16 @@ impl<'a> Pass<'a> {
     where
         'a: 'b,
     {
-        let Some(slot) = self.slot(index) else {
+        let (Some(lora), Some(slot)) = (self.lora, self.slot(index)) else {
             return Ok(frozen);
         };
-        if let Some(trained) = &slot.trained.weight {
-            return Ok(trained);
-        }
-        if let Some(base) = slot.lora.as_ref().and_then(|lora| lora.base.as_ref()) {
-            return Ok(base);
+        if let Some(own) = slot.own_weight() {
+            return match own.dense().filter(|_| slot.is_cast(lora.activations)) {
+                Some(tensor) => derived(&slot.derived.weight, || {
+                    Ok(Weight::Dense(tensor.cast(lora.activations)?))
+                }),
+                None => Ok(own),
+            };
         }
         let Some((owner, tokens)) = self.tokens(index) else {
             return Ok(frozen);
@@ -140,11 +143,9 @@ impl<'a> Pass<'a> {
         let Some(owner) = self.slot(owner) else {
             return Ok(frozen);
         };
-        if let Some(table) = owner.derived.table.get() {
-            return Ok(table);
-        }
-        let table = with_rows(frozen, tokens)?;
-        Ok(owner.derived.table.get_or_init(|| table))
+        derived(&owner.derived.weight, || {
+            with_rows(frozen, tokens, lora.activations)
+        })
     }
 
     /// A norm's weight in place of the model's `frozen` one, or that one.
@@ -176,15 +177,15 @@ impl<'a> Pass<'a> {
         let Some(of_b) = &lora.bias else {
             return Ok(own);
         };
-        if let Some(bias) = slot.derived.bias.get() {
-            return Ok(Some(bias));
-        }
-        let mut bias = of_b.try_clone()?;
-        elementwise::scale(&mut bias, lora.scaling)?;
-        if let Some(own) = own {
-            elementwise::add_assign(&mut bias, own)?;
-        }
-        Ok(Some(slot.derived.bias.get_or_init(|| bias)))
+        let bias = derived(&slot.derived.bias, || {
+            let mut bias = of_b.try_clone()?;
+            elementwise::scale(&mut bias, lora.scaling)?;
+            if let Some(own) = own {
+                elementwise::add_assign(&mut bias, own)?;
+            }
+            Ok(bias)
+        })?;
+        Ok(Some(bias))
     }
 
     /// The trained token rows of module `index`, and of which module they are.
@@ -208,13 +209,12 @@ impl<'a> Pass<'a> {
         else {
             return Ok(None);
         };
-        if let Some(direction) = slot.derived.direction.get() {
-            return Ok(Some(direction));
-        }
-        let norm = dora::weight_norm(self.weight(index, weight)?, a, b, *scaling)?;
-        let gain = dora::gain(magnitude, &norm)?;
-        let direction = Direction { norm, gain };
-        Ok(Some(slot.derived.direction.get_or_init(|| direction)))
+        let direction = derived(&slot.derived.direction, || {
+            let norm = dora::weight_norm(self.weight(index, weight)?, a, b, *scaling)?;
+            let gain = dora::gain(magnitude, &norm)?;
+            Ok(Direction { norm, gain })
+        })?;
+        Ok(Some(direction))
     }
 
     /// Fails with the operation's name where tracing finds that its result is not finite.
@@ -228,15 +228,21 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// A copy of `table` with other rows for some tokens.
-pub(crate) fn with_rows(table: &Weight, tokens: &TokenRows) -> Result<Weight> {
-    let width = table.in_features();
-    let mut values = table.to_f32_vec()?;
-    let rows = tokens.rows.to_f32_vec()?;
-    for (&index, row) in tokens.indices.iter().zip(rows.chunks_exact(width)) {
-        values[index as usize * width..][..width].copy_from_slice(row);
+/// What was computed before, or is now.
+fn derived<T>(kept: &OnceLock<T>, compute: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if let Some(value) = kept.get() {
+        return Ok(value);
     }
-    let device = tokens.rows.device();
-    let shape = [table.out_features(), width];
-    Ok(Weight::Dense(Tensor::from_f32(device, shape, &values)?))
+    let value = compute()?;
+    Ok(kept.get_or_init(|| value))
+}
+
+/// A copy of `table` with other rows for some tokens, as floats of a type.
+pub(crate) fn with_rows(table: &Weight, tokens: &TokenRows, dtype: DType) -> Result<Weight> {
+    let mut table = match table {
+        Weight::Dense(table) => table.cast(dtype)?,
+        Weight::Nf4(table) => table.dequantize(dtype)?,
+    };
+    gather::set_rows(&mut table, &tokens.indices, &tokens.rows.cast(dtype)?)?;
+    Ok(Weight::Dense(table))
 }

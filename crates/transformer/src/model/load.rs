@@ -173,7 +173,7 @@ impl Model {
     /// Activations have the type `dtype` too, but on the CPU, where they are F32.
     ///
     /// # Errors
-    /// An unsupported configuration, or one that the device has no kernels for, or a tensor that is missing or
+    /// An unsupported configuration, or a tensor that is missing or
     /// has another shape than the configuration implies, by name.
     pub fn load(checkpoint: &Checkpoint, device: &Device, dtype: DType) -> Result<Model> {
         Model::load_quantized(checkpoint, device, dtype, None)
@@ -229,11 +229,6 @@ impl Model {
     ) -> Result<Model> {
         let (family, config) = families::read_config(checkpoint.config())?;
         let layout = family.layout;
-        if matches!(layout.attention, AttentionNames::Fused(_)) && !device.is_cpu() {
-            return Err(Error::Input(format!(
-                "models with a fused query, key and value projection run on the CPU only so far, not on {device}: use --device cpu"
-            )));
-        }
         let _holding = device.hold(Purpose::Weights);
         let loader = Loader {
             checkpoint,

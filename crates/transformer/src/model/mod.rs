@@ -56,6 +56,11 @@ impl Model {
         &self.device
     }
 
+    /// The type of activations, and of the weights where they are floats on a CUDA device.
+    pub(crate) fn activations(&self) -> DType {
+        self.activations
+    }
+
     /// Every module that an adapter can change, in the order that [`crate::lora::Lora`] uses.
     pub fn modules(&self) -> &[Module] {
         &self.modules

@@ -1,4 +1,4 @@
-use super::{Backward, Lora, Output, Projection, dequantized_bytes};
+use super::{Backward, Dropout, Lora, Output, Projection, dequantized_bytes};
 use crate::{DType, Purpose, Result, Tensor, Weight, cuda::extents};
 use fuselora_kernels::{
     abi::{LORA_MAX_RANK, MatmulShape},
@@ -124,9 +124,28 @@ pub(super) fn merge(weight: &Weight, lora: &Lora) -> Result<Tensor> {
     Ok(merged)
 }
 
+pub(super) fn dropout(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
+    let mut y = Tensor::empty(x.device(), x.shape(), x.dtype())?;
+    x.device().launch(|kernels| {
+        kernel::dropout(kernels, dropout.operand(), x.operand(), y.operand_mut())
+    })?;
+    Ok(y)
+}
+
 fn activations(x: &Tensor) -> Result<[u32; 2]> {
     let (tokens, in_features) = x.matrix("x", "[tokens, in_features]")?;
     extents("x", [tokens, in_features])
+}
+
+impl<'a> Dropout<'a> {
+    fn operand(self) -> kernel::Dropout<'a> {
+        kernel::Dropout {
+            probability: self.probability,
+            seed: self.seed,
+            stream: self.stream,
+            step: self.step.operand(),
+        }
+    }
 }
 
 impl Projection<'_> {
@@ -140,12 +159,7 @@ impl Projection<'_> {
                 b: lora.b.operand(),
                 rank,
                 scaling: lora.scaling,
-                dropout: lora.dropout.map(|dropout| kernel::Dropout {
-                    probability: dropout.probability,
-                    seed: dropout.seed,
-                    stream: dropout.stream,
-                    step: dropout.step.operand(),
-                }),
+                dropout: lora.dropout.map(Dropout::operand),
             })
         });
         Ok(kernel::Projection {

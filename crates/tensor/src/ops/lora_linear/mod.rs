@@ -142,13 +142,20 @@ pub fn backward(x: &Tensor, mut items: Vec<Backward>, need_dx: bool) -> Result<O
     backward::run(x, &mut items, need_dx)
 }
 
-/// `drop(x)` in memory of its own, `x [tokens, in]` F32: for a frozen weight that reads it too.
+/// `drop(x)` in memory of its own, `x [tokens, in]` of a float type (F32 on the CPU): for a frozen weight that reads it
+/// too.
 ///
 /// # Errors
-/// When the tensor is not F32, or not on the CPU.
+/// On shapes, data types and devices that do not fit.
 pub fn dropout(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
-    x.check_dtype("x", DType::F32)?;
+    x.check_float("x")?;
     dropout.step.check_shape("dropout step", &[1])?;
+    dropout.step.check_device("dropout step", x.device())?;
+    #[cfg(feature = "cuda")]
+    if !x.device().is_cpu() {
+        return cuda::dropout(x, dropout);
+    }
+    x.check_dtype("x", DType::F32)?;
     let mask = dropout.mask()?;
     let mut dropped = x.try_clone()?;
     let chunks = dropped.as_f32_mut()?.par_chunks_mut(DROPOUT_CHUNK);
