@@ -108,11 +108,7 @@ pub fn scale_rows(
 ) -> Result<(), LaunchError> {
     check_row("in_features", in_features.into())?;
     gain.check("gain", Element::F32, gain.len())?;
-    weight.check(
-        "weight",
-        Element::F32,
-        gain.len() * u64::from(in_features),
-    )?;
+    weight.check("weight", Element::F32, gain.len() * u64::from(in_features))?;
     weight.check_aligned("weight", 16)?;
     let grid = (blocks("out_features", gain.len(), 1, GRID_X)?, 1, 1);
     if weight.is_empty() {

@@ -32,6 +32,12 @@ impl BaseModel {
     /// What is wrong with the files, by name.
     pub fn load(path: &Path, machine: &Machine) -> anyhow::Result<BaseModel> {
         let checkpoint = Checkpoint::open(path)?;
+        if machine.nf4.is_some() && checkpoint.nf4_source_dtype().is_some() {
+            eprintln!(
+                "{} is in NF4 already: it is loaded as it is, without --load-in-4bit",
+                path.display()
+            );
+        }
         let (device, dtype) = (&machine.device, machine.dtype.into());
         let model = Model::load_quantized(&checkpoint, device, dtype, machine.nf4.as_ref())
             .with_context(|| format!("{} cannot be loaded", path.display()))?;

@@ -354,6 +354,43 @@ fn what_is_quantized_already_or_not_finite_is_refused_and_leaves_no_file() {
     assert!(!target.exists());
 }
 
+/// Where a checkpoint in NF4 has floats, by `llm_int8_skip_modules`, they stay so whatever is asked for.
+#[test]
+fn modules_that_were_skipped_are_floats() {
+    let folder = quantized(&DOUBLE);
+    let mut file = read(folder.path());
+    file.retain(|name, _| !name.starts_with(MODULE));
+    let skipped = specs();
+    let skipped = skipped.iter().find(|spec| spec.name.starts_with(MODULE));
+    let skipped = skipped.unwrap();
+    let values = values(skipped);
+    let bytes = bytemuck::cast_slice(&values).to_vec();
+    file.insert(skipped.name.clone(), (skipped.clone(), bytes));
+    write(folder.path(), &file);
+    let path = folder.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["quantization_config"]["llm_int8_skip_modules"] = json!([MODULE]);
+    fs::write(&path, config.to_string()).unwrap();
+
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    for nf4 in [None, Some(&DOUBLE)] {
+        let model = Model::load_quantized(&checkpoint, &Device::cpu(), DType::F32, nf4).unwrap();
+        for module in model.modules().iter().filter(|m| m.name.ends_with("_proj")) {
+            let weight = model.weight(&module.name).unwrap();
+            assert_eq!(
+                matches!(*weight, Weight::Nf4(_)),
+                module.name != MODULE,
+                "{}",
+                module.name
+            );
+        }
+        let found = model.weight(MODULE).unwrap();
+        assert_eq!(found.to_f32_vec().unwrap(), values);
+        let foreseen = Model::weight_bytes_when_loaded(&checkpoint, DType::F32, nf4).unwrap();
+        assert_eq!(foreseen, model.weight_bytes() as u64);
+    }
+}
+
 /// Projections that are quantized as they are loaded are those of the checkpoint that [`quantize_checkpoint`] writes.
 #[test]
 fn loading_in_4_bits_is_quantizing_and_loading() {
@@ -364,8 +401,9 @@ fn loading_in_4_bits_is_quantizing_and_loading() {
             .join(name)
             .join("base")
     };
+    let gguf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama.gguf");
     // GPT-2's matrices lie transposed, and its head is its embedding.
-    for base in [own("gpt2-dora"), own("qwen3")] {
+    for base in [own("gpt2-dora"), own("qwen3"), gguf] {
         let base = Checkpoint::open(base).unwrap();
         let folder = tempfile::tempdir().unwrap();
         quantize_checkpoint(&base, folder.path(), &DOUBLE, None, DType::F32).unwrap();

@@ -65,7 +65,7 @@ impl Loader<'_> {
         let (checkpoint, device, dtype) = (self.checkpoint, self.device, self.dtype);
         let quantize = self.nf4.as_ref();
         let weight = match quantize.filter(|(modules, _)| modules.contains(module)) {
-            Some((_, options)) if !nf4 => {
+            Some((_, options)) => {
                 let weight = quantize_weight(checkpoint, stored, dtype, transposed, options)?;
                 weight.to_device(device)?.into()
             }
@@ -189,10 +189,7 @@ impl Model {
         nf4: Option<&Nf4Options>,
     ) -> Result<u64> {
         let (family, config) = families::read_config(checkpoint.config())?;
-        let quantized = match nf4 {
-            Some(options) => Some((quantized_modules(checkpoint.config())?, options)),
-            None => None,
-        };
+        let quantized = quantized_while_loading(checkpoint, nf4)?;
         let f32_bytes = DType::F32.size_in_bytes();
         let mut bytes = 0;
         for module in modules(family, &config) {
@@ -217,7 +214,8 @@ impl Model {
     }
 
     /// Loads a checkpoint as [`Model::load`] does, and quantizes each projection as it is loaded, where `nf4` says how:
-    /// all but the output head, as transformers does with `load_in_4bit`. They are rounded to `dtype` first.
+    /// all but the output head, as transformers does with `load_in_4bit`. They are rounded to `dtype` first. A checkpoint
+    /// in NF4 is loaded as it is, the modules that it has in floats too.
     ///
     /// # Errors
     /// As [`Model::load`], or a weight with an element that is not finite.
@@ -237,10 +235,7 @@ impl Model {
             device,
             dtype,
             modules: modules(family, &config),
-            nf4: match nf4 {
-                Some(options) => Some((quantized_modules(checkpoint.config())?, options)),
-                None => None,
-            },
+            nf4: quantized_while_loading(checkpoint, nf4)?,
         };
         let embedding = loader.embedding(layout.path(layout.embedding))?;
         let learned_positions = layout
@@ -281,6 +276,17 @@ impl Model {
             modules,
             rope: RwLock::new(rope),
         })
+    }
+}
+
+/// The modules to quantize, and how.
+fn quantized_while_loading<'a>(
+    checkpoint: &Checkpoint,
+    nf4: Option<&'a Nf4Options>,
+) -> Result<Option<(BTreeSet<String>, &'a Nf4Options)>> {
+    match nf4.filter(|_| checkpoint.nf4_source_dtype().is_none()) {
+        Some(options) => Ok(Some((quantized_modules(checkpoint.config())?, options))),
+        None => Ok(None),
     }
 }
 
