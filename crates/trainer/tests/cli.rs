@@ -207,6 +207,70 @@ fn adapters_are_combined_and_mistakes_are_said() {
     assert!(config.contains("\"r\": 8"), "{config}");
 }
 
+#[test]
+fn adapters_are_listed_converted_and_compared() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/linear-rope");
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    let [base, adapter] = ["base", "adapter-trained"].map(|name| path(&case.join(name)));
+    let folder = tempfile::tempdir().unwrap();
+    let output = |name: &str| path(&folder.path().join(name));
+    let said = |arguments: &[&str]| {
+        let run = fuselora().arg("adapter").args(arguments).assert().success();
+        String::from_utf8(run.get_output().stdout.clone()).unwrap()
+    };
+    for (format, name) in [("gguf", "a.gguf"), ("mlx", "b")] {
+        let written = output(name);
+        let arguments = ["--adapter", &adapter, "--to", format, "--output", &written];
+        let text = said(&[&["convert", "--model", &base], &arguments[..]].concat());
+        assert!(text.contains("14 modules"), "{text}");
+        let text = said(&["diff", "--model", &base, &adapter, &written]);
+        assert!(text.contains("14 of 14 are the same"), "{text}");
+    }
+    let initial = path(&case.join("adapter-initial"));
+    let text = said(&["diff", "--json", "--model", &base, &adapter, &initial]);
+    let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let modules = found["modules"].as_array().unwrap();
+    assert!(
+        modules
+            .iter()
+            .all(|module| module["relative"].as_f64().unwrap() > 0.01),
+        "{text}"
+    );
+
+    fs::write(folder.path().join("notes.txt"), "no adapter").unwrap();
+    fs::write(folder.path().join("c.gguf"), "GGUF").unwrap();
+    let listed = fuselora()
+        .args(["adapter", "list", "--json"])
+        .arg(folder.path())
+        .assert();
+    let listed = listed.success().get_output().clone();
+    let found: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let formats: Vec<_> = found
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["format"])
+        .collect();
+    assert_eq!(formats, ["GGUF", "mlx-lm"]);
+    assert_eq!(found[0]["parameters"], found[1]["parameters"]);
+    let warned = String::from_utf8(listed.stderr).unwrap();
+    assert!(
+        warned.contains("c.gguf") && !warned.contains("notes"),
+        "{warned}"
+    );
+    let text = said(&["list", &adapter, &output("b")]);
+    assert_eq!(text.lines().count(), 3, "{text}");
+
+    let message = complaint(&["adapter", "list", &output("notes.txt")]);
+    assert!(message.contains("is no adapter: give"), "{message}");
+    let message = complaint(&["adapter", "diff", "--model", &base, &adapter]);
+    assert!(message.contains("<SECOND>"), "{message}");
+    let arguments = ["--to", "gguf", "--output", &output("b")];
+    let arguments = [&["--model", &base, "--adapter", &adapter], &arguments[..]].concat();
+    let message = complaint(&[&["adapter", "convert"], &arguments[..]].concat());
+    assert!(message.contains("is a folder; give --output"), "{message}");
+}
+
 /// The loss that is told last is the one of the checkpoint that was written.
 #[test]
 fn merging_into_4_bits_says_what_it_changes() {

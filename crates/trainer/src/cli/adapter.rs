@@ -1,11 +1,11 @@
-//! The commands that make adapters of adapters: `adapter combine`.
+//! The commands about adapters: `adapter list`, `combine`, `convert` and `diff`.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use fuselora_transformer::adapter::Combination;
+use fuselora_transformer::adapter::{AdapterFormat, Combination};
 
-use super::values::count;
+use super::{DtypeArg, values::count};
 
 /// `fuselora adapter`
 #[derive(Clone, Debug, PartialEq, Args)]
@@ -19,8 +19,93 @@ pub struct AdapterArgs {
 /// What is done with adapters.
 #[derive(Clone, Debug, PartialEq, Subcommand)]
 pub enum AdapterCommand {
+    /// Say what adapters there are
+    List(ListArgs),
     /// Make one adapter of several, each with a weight
     Combine(CombineArgs),
+    /// Write an adapter in the format of another program
+    Convert(ConvertAdapterArgs),
+    /// Say how far two adapters are from each other
+    Diff(DiffArgs),
+}
+
+/// `fuselora adapter list`
+#[derive(Clone, Debug, PartialEq, Args)]
+#[command(after_help = "Example:\n  fuselora adapter list adapters")]
+pub struct ListArgs {
+    /// Adapters, or folders of adapters: of PEFT, of mlx-lm, GGUF files
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<PathBuf>,
+    /// Print one JSON array
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `fuselora adapter convert`
+#[derive(Clone, Debug, PartialEq, Args)]
+#[command(
+    after_help = "Example:\n  fuselora adapter convert --model SmolLM2-135M-Instruct --adapter sql --to gguf --output sql.gguf"
+)]
+pub struct ConvertAdapterArgs {
+    /// Base model of the adapter: a Hugging Face folder or a GGUF file
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+    /// Adapter in any of the formats: a folder of PEFT or mlx-lm, or a GGUF file
+    #[arg(long, value_name = "PATH")]
+    pub adapter: PathBuf,
+    /// peft; gguf, for llama.cpp; mlx, for mlx-lm
+    #[arg(long, value_name = "FORMAT", value_enum, hide_possible_values = true)]
+    pub to: FormatArg,
+    /// File of gguf, or folder of peft and mlx
+    #[arg(long, value_name = "PATH")]
+    pub output: PathBuf,
+    /// Precision of a GGUF file; the others are f32
+    #[arg(long, value_name = "DTYPE", value_enum, default_value_t = DtypeArg::F32)]
+    pub dtype: DtypeArg,
+}
+
+/// A format of adapters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum FormatArg {
+    /// PEFT's folder.
+    #[value(help = None::<&str>)]
+    Peft,
+    /// llama.cpp's file.
+    #[value(help = None::<&str>)]
+    Gguf,
+    /// mlx-lm's folder.
+    #[value(help = None::<&str>)]
+    Mlx,
+}
+
+impl From<FormatArg> for AdapterFormat {
+    fn from(format: FormatArg) -> AdapterFormat {
+        match format {
+            FormatArg::Peft => AdapterFormat::Peft,
+            FormatArg::Gguf => AdapterFormat::Gguf,
+            FormatArg::Mlx => AdapterFormat::Mlx,
+        }
+    }
+}
+
+/// `fuselora adapter diff`
+#[derive(Clone, Debug, PartialEq, Args)]
+#[command(
+    after_help = "Example:\n  fuselora adapter diff --model SmolLM2-135M-Instruct sql sql-longer"
+)]
+pub struct DiffArgs {
+    /// Base model of both: a Hugging Face folder or a GGUF file
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+    /// Adapter in any of the formats
+    #[arg(value_name = "FIRST")]
+    pub first: PathBuf,
+    /// The one to compare it with
+    #[arg(value_name = "SECOND")]
+    pub second: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `fuselora adapter combine`

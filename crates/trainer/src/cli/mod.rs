@@ -12,7 +12,10 @@ mod values;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use adapter::{AdapterArgs, AdapterCommand, CombinationArg, CombineArgs};
+pub use adapter::{
+    AdapterArgs, AdapterCommand, CombinationArg, CombineArgs, ConvertAdapterArgs, DiffArgs,
+    FormatArg, ListArgs,
+};
 pub use config_file::parse;
 pub use inspect::InspectArgs;
 pub use model::{ConvertArgs, MergeArgs, QuantizeArgs};
@@ -62,7 +65,7 @@ pub enum Command {
     Merge(MergeArgs),
     /// Turn a GGUF file into a Hugging Face checkpoint
     Convert(ConvertArgs),
-    /// Make adapters of adapters
+    /// List, compare, combine and convert adapters
     Adapter(AdapterArgs),
     /// Write a model with its projections in 4 bits
     Quantize(QuantizeArgs),

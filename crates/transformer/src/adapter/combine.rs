@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fuselora_tensor::{Device, Tensor};
 
-use super::{Adapter, InitLoraWeights, LoraWeights, ModuleSelector, TrainedBiases, TrainedTokens};
+use super::{Adapter, InitLoraWeights, LoraWeights, ModuleSelector};
 use crate::error::{Error, Result};
 use crate::low_rank::{self, Matrix};
 
@@ -28,7 +28,7 @@ pub fn combine(adapters: &[(Adapter, f64)], combination: Combination) -> Result<
         return Err(Error::adapter("there is no adapter to combine"));
     };
     for (adapter, _) in adapters {
-        check(adapter)?;
+        adapter.check_plain("be combined: only plain low-rank updates add up")?;
     }
     let ranks = adapters.iter().map(|(adapter, _)| {
         let patterns = adapter.config.rank_pattern.iter().map(|(_, rank)| *rank);
@@ -83,31 +83,6 @@ pub fn combine(adapters: &[(Adapter, f64)], combination: Combination) -> Result<
         modules,
         trained: BTreeMap::new(),
     })
-}
-
-/// Fails for what is more than a low-rank update of the model as it is.
-fn check(adapter: &Adapter) -> Result<()> {
-    let config = &adapter.config;
-    let kinds = [
-        (config.use_dora, "DoRA"),
-        (config.bias != TrainedBiases::None, "`bias`"),
-        (config.lora_bias, "`lora_bias`"),
-        (!config.modules_to_save.is_empty(), "`modules_to_save`"),
-        (
-            config.trainable_token_indices != TrainedTokens::None,
-            "`trainable_token_indices`",
-        ),
-        (
-            config.init_lora_weights.replaces_base(),
-            "a base of its own (pissa, olora or loftq)",
-        ),
-    ];
-    match kinds.iter().find(|(has, _)| *has) {
-        Some((_, kind)) => Err(Error::adapter(format!(
-            "an adapter with {kind} cannot be combined: only plain low-rank updates add up"
-        ))),
-        None => Ok(()),
-    }
 }
 
 /// A and B of one module, to be scaled by 1.

@@ -2,9 +2,12 @@
 
 mod combine;
 mod config;
+mod diff;
+mod exchange;
 mod files;
 mod init;
 mod residual;
+mod summary;
 mod target;
 mod trained;
 
@@ -19,7 +22,10 @@ pub(crate) use files::{Form, write};
 
 pub use combine::{Combination, combine};
 pub use config::{AdapterConfig, InitLoraWeights, ModuleSelector, TrainedBiases, TrainedTokens};
+pub use diff::{ModuleDifference, diff};
+pub use exchange::{AdaptedModel, AdapterFormat};
 pub use residual::Initial;
+pub use summary::AdapterSummary;
 pub use target::{Module, ModuleKind, Target};
 pub use trained::{TokenRows, Trained};
 
@@ -200,6 +206,42 @@ impl Adapter {
         let updates = self.modules.values().flat_map(LoraWeights::tensors);
         let trained = self.trained.values().flat_map(Trained::tensors);
         updates.chain(trained).map(Tensor::element_count).sum()
+    }
+}
+
+impl Adapter {
+    /// Fails for what is more than a low-rank update of the model as it is; `purpose` is what it cannot do.
+    fn check_plain(&self, purpose: &str) -> Result<()> {
+        if self.config.use_dora {
+            return Err(Error::adapter(format!(
+                "an adapter with DoRA cannot {purpose}"
+            )));
+        }
+        self.check_updates_only(purpose)
+    }
+
+    /// [`Adapter::check_plain`], which DoRA passes.
+    fn check_updates_only(&self, purpose: &str) -> Result<()> {
+        let config = &self.config;
+        let kinds = [
+            (config.bias != TrainedBiases::None, "`bias`"),
+            (config.lora_bias, "`lora_bias`"),
+            (!config.modules_to_save.is_empty(), "`modules_to_save`"),
+            (
+                config.trainable_token_indices != TrainedTokens::None,
+                "`trainable_token_indices`",
+            ),
+            (
+                config.init_lora_weights.replaces_base(),
+                "a base of its own (pissa, olora or loftq)",
+            ),
+        ];
+        match kinds.iter().find(|(has, _)| *has) {
+            Some((_, kind)) => Err(Error::adapter(format!(
+                "an adapter with {kind} cannot {purpose}"
+            ))),
+            None => Ok(()),
+        }
     }
 }
 

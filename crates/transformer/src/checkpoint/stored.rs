@@ -166,7 +166,7 @@ pub(crate) enum RowOrder {
 
 impl RowOrder {
     /// The stored row that becomes row `row`.
-    fn stored_row(self, row: usize) -> usize {
+    pub(crate) fn stored_row(self, row: usize) -> usize {
         match self {
             RowOrder::AsStored => row,
             RowOrder::PairsToHalves { head_dim } => {

@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 
 pub(super) const FAMILY: Family = Family {
     model_type: "gpt2",
+    gguf_architecture: "gpt2",
+    gguf_pairs: false,
     config,
     layout: &Layout {
         base: "transformer",

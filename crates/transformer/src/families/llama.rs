@@ -8,6 +8,8 @@ use crate::error::Result;
 
 pub(super) const FAMILY: Family = Family {
     model_type: "llama",
+    gguf_architecture: "llama",
+    gguf_pairs: true,
     config,
     layout: &LAYOUT,
 };

@@ -6,6 +6,8 @@ use crate::error::Result;
 
 pub(super) const FAMILY: Family = Family {
     model_type: "mistral",
+    gguf_architecture: "llama",
+    gguf_pairs: true,
     config,
     layout: &llama::LAYOUT,
 };

@@ -15,6 +15,10 @@ mod qwen3;
 pub struct Family {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
+    /// `general.architecture` in GGUF.
+    pub gguf_architecture: &'static str,
+    /// Whether GGUF holds the rows of queries and keys in the order of neighbouring rotary pairs.
+    pub gguf_pairs: bool,
     /// Reads the configuration.
     pub config: fn(ConfigJson<'_>) -> Result<DecoderConfig>,
     /// The names of its tensors.

@@ -8,6 +8,8 @@ use crate::error::Result;
 
 pub(super) const FAMILY: Family = Family {
     model_type: "qwen3",
+    gguf_architecture: "qwen3",
+    gguf_pairs: false,
     config,
     layout: &llama::LAYOUT,
 };

@@ -48,6 +48,12 @@ impl GgmlType {
             .map(|&(ggml, ..)| ggml)
     }
 
+    /// Its id in a GGUF file.
+    pub(super) fn id(self) -> u32 {
+        let known = TYPES.iter().find(|(ggml, ..)| *ggml == self);
+        known.map_or(u32::MAX, |&(_, id, ..)| id)
+    }
+
     /// The names of all types that can be read.
     pub fn known() -> String {
         TYPES.map(|(ggml, ..)| ggml.to_string()).join(", ")

@@ -4,6 +4,7 @@ mod ggml_type;
 mod llama;
 mod metadata;
 mod read;
+mod write;
 
 use std::{
     collections::BTreeMap,
@@ -16,6 +17,7 @@ use serde_json::Value;
 pub use ggml_type::GgmlType;
 pub use metadata::{Metadata, MetadataValue};
 use read::TensorEntry;
+pub(crate) use write::{Value as WrittenValue, write};
 
 use crate::{
     checkpoint::{MappedFile, StoredTensor, StoredType},
@@ -70,6 +72,12 @@ impl GgufFile {
         let entry = self.tensors.iter().find(|entry| entry.name == name);
         self.stored(entry.ok_or_else(|| Error::stored_tensor(&self.path, name, "is missing"))?)
             .to_f32(name)
+    }
+
+    /// The tensors' names with their extents, outermost first.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        let entries = self.tensors.iter();
+        entries.map(|entry| (&entry.name[..], &entry.shape[..]))
     }
 
     fn stored(&self, entry: &TensorEntry) -> StoredTensor {

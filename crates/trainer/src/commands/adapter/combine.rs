@@ -1,21 +1,15 @@
-//! `fuselora adapter`.
+//! `fuselora adapter combine`.
 
 use std::io::{Write, stdout};
 
 use fuselora_tensor::Device;
-use fuselora_trainer::cli::{AdapterArgs, AdapterCommand, CombinationArg, CombineArgs};
+use fuselora_trainer::cli::{CombinationArg, CombineArgs};
 use fuselora_trainer::mistake;
 use fuselora_transformer::adapter::{Adapter, combine};
-use fuselora_transformer::checkpoint::Checkpoint;
-use fuselora_transformer::{families, model};
 
-pub fn run(arguments: &AdapterArgs) -> anyhow::Result<()> {
-    match &arguments.command {
-        AdapterCommand::Combine(arguments) => run_combine(arguments),
-    }
-}
+use super::adapted_model;
 
-fn run_combine(arguments: &CombineArgs) -> anyhow::Result<()> {
+pub fn run(arguments: &CombineArgs) -> anyhow::Result<()> {
     let (folders, weights) = (&arguments.adapter, &arguments.weights);
     if folders.len() != weights.len() {
         return Err(mistake!(
@@ -29,12 +23,11 @@ fn run_combine(arguments: &CombineArgs) -> anyhow::Result<()> {
             "--svd-rank is for --combination-type svd alone; leave it out"
         ));
     }
-    let checkpoint = Checkpoint::open(&arguments.model)?;
-    let (family, config) = families::read_config(checkpoint.config())?;
-    let modules = model::modules(family, &config);
+    let model = adapted_model(&arguments.model)?;
     let mut adapters = Vec::with_capacity(folders.len());
     for (folder, weight) in folders.iter().zip(weights) {
-        adapters.push((Adapter::read(folder, &modules, &Device::cpu())?, *weight));
+        let adapter = Adapter::read(folder, model.modules(), &Device::cpu())?;
+        adapters.push((adapter, *weight));
     }
     let combined = combine(&adapters, arguments.combination())?;
     combined.write(&arguments.output)?;
