@@ -129,7 +129,7 @@ fn compare(layers: &mut [Named]) {
     }
 }
 
-fn lora_of([a, b]: &[Tensor; 2]) -> Lora<'_> {
+fn lora_of([a, b, _]: &[Tensor; 3]) -> Lora<'_> {
     Lora {
         a,
         b,
@@ -153,11 +153,13 @@ fn adapters(device: &Device) {
     ] {
         let x = random(device, &[ROWS, in_features]);
         let weight = Weight::Dense(random(device, &[out_features, in_features]));
-        let pairs: Vec<[Tensor; 2]> = (0..ADAPTERS)
+        // A, B and its transpose.
+        let factors: Vec<[Tensor; 3]> = (0..ADAPTERS)
             .map(|_| {
                 [
                     random(device, &[RANK, in_features]),
                     random(device, &[out_features, RANK]),
+                    random(device, &[RANK, out_features]),
                 ]
             })
             .collect();
@@ -167,16 +169,17 @@ fn adapters(device: &Device) {
             lora: None,
         };
         let single = Projection {
-            lora: Some(lora_of(&pairs[0])),
+            lora: Some(lora_of(&factors[0])),
             ..frozen
         };
         let rows = ROWS / ADAPTERS;
-        let segments: Vec<Segment> = pairs
+        let segments: Vec<Segment> = factors
             .iter()
             .enumerate()
-            .map(|(index, pair)| Segment {
+            .map(|(index, factors)| Segment {
                 rows: index * rows..(index + 1) * rows,
-                lora: lora_of(pair),
+                lora: lora_of(factors),
+                b_transposed: Some(&factors[2]),
             })
             .collect();
         let [one, many] = fastest([

@@ -5,7 +5,7 @@
 mod cuda;
 
 use super::lora_linear::Lora;
-use crate::matrix::{Matrix, MatrixMut, Term, Tile, Write, multiply};
+use crate::matrix::{Matrix, MatrixMut, Panels, Term, Tile, Write, multiply, multiply_panels};
 use crate::{Error, Result, Tensor, simd};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -17,6 +17,8 @@ pub struct Segment<'a> {
     pub rows: Range<usize>,
     /// Their update, without dropout.
     pub lora: Lora<'a>,
+    /// Bᵀ `[rank, out]` F32, for the CPU: with few rows, turning B each time costs more than multiplying with it.
+    pub b_transposed: Option<&'a Tensor>,
 }
 
 /// Tasks for each thread, where segments are few; and output features of a task at least.
@@ -47,7 +49,12 @@ fn check(y: &Tensor, x: &Tensor, segments: &[Segment]) -> Result<()> {
     y.check_dtype("y", x.dtype())?;
     y.check_device("y", x.device())?;
     let mut end = 0;
-    for (index, Segment { rows, lora }) in segments.iter().enumerate() {
+    for (index, segment) in segments.iter().enumerate() {
+        let Segment {
+            rows,
+            lora,
+            b_transposed,
+        } = segment;
         if rows.start < end || rows.end < rows.start || rows.end > tokens {
             return Err(Error::Argument(format!(
                 "segment {index}: rows {rows:?} must follow row {end} and end by {tokens}"
@@ -66,15 +73,22 @@ fn check(y: &Tensor, x: &Tensor, segments: &[Segment]) -> Result<()> {
         )?;
         lora.a
             .check_device(&format!("segment {index}: lora_a"), x.device())?;
+        if let Some(transposed) = b_transposed {
+            let name = format!("segment {index}: the transposed lora_b");
+            transposed.check_shape(&name, &[lora.rank(), out_features])?;
+            transposed.check_dtype(&name, crate::DType::F32)?;
+            transposed.check_device(&name, x.device())?;
+        }
     }
     Ok(())
 }
 
 /// The update of one tile of one segment's rows.
 struct Task<'a> {
+    /// `scaling·x·Aᵀ`.
     h: Matrix<'a>,
     b: Matrix<'a>,
-    scaling: f32,
+    b_transposed: Option<Matrix<'a>>,
     y: Tile<'a>,
 }
 
@@ -102,19 +116,19 @@ fn run(y: &mut Tensor, x: &Tensor, segments: &[Segment]) -> Result<()> {
         let x = x.row_block(segment.rows.clone());
         if x.rows() > FEW_ROWS {
             let mut h = MatrixMut::new(h, x.rows(), rank);
-            return multiply(
-                &mut h,
-                Write::Replace,
-                &[Term::new(x, a.transposed())],
-                device,
-            );
+            let product = Term {
+                lhs: x,
+                rhs: a.transposed(),
+                scale: segment.lora.scaling,
+            };
+            return multiply(&mut h, Write::Replace, &[product], device);
         }
         simd::vectorize(
             #[inline(always)]
             || {
                 for (row, h) in h.chunks_exact_mut(rank).enumerate() {
                     for (r, h) in h.iter_mut().enumerate() {
-                        *h = simd::dot(x.row(row), a.row(r));
+                        *h = segment.lora.scaling * simd::dot(x.row(row), a.row(r));
                     }
                 }
             },
@@ -128,7 +142,12 @@ fn run(y: &mut Tensor, x: &Tensor, segments: &[Segment]) -> Result<()> {
     let mut tasks = Vec::new();
     let mut rest = MatrixMut::new(y.as_f32_mut()?, tokens, out_features);
     let mut begin = 0;
-    for (Segment { rows, lora }, h) in segments.iter().zip(&hs) {
+    for (segment, h) in segments.iter().zip(&hs) {
+        let Segment { rows, lora, .. } = segment;
+        let transposed = segment.b_transposed.filter(|_| rows.len() <= FEW_ROWS);
+        let transposed =
+            transposed.map(|b| Ok(Matrix::new(b.as_f32()?, lora.rank(), out_features)));
+        let b_transposed = transposed.transpose()?;
         let (_, after) = rest.split_rows(rows.start - begin);
         let (own, after) = after.split_rows(rows.len());
         (rest, begin) = (after, rows.end);
@@ -136,20 +155,26 @@ fn run(y: &mut Tensor, x: &Tensor, segments: &[Segment]) -> Result<()> {
             tasks.push(Task {
                 h: Matrix::new(h, rows.len(), lora.rank()),
                 b: Matrix::new(lora.b.as_f32()?, out_features, lora.rank()),
-                scaling: lora.scaling,
+                b_transposed,
                 y,
             });
         }
     }
     tasks.into_par_iter().try_for_each(|task| {
-        let Task { h, b, scaling, y } = task;
-        let b = b.row_block(y.columns());
+        let Task {
+            h,
+            b,
+            b_transposed,
+            y,
+        } = task;
+        let columns = y.columns();
         let mut y = y.matrix;
-        let update = Term {
-            lhs: h,
-            rhs: b.transposed(),
-            scale: scaling,
-        };
+        let in_place = b_transposed.map(|b| b.column_block(columns.clone()));
+        if let Some(b) = in_place.and_then(Panels::in_place) {
+            multiply_panels(&mut y, Write::Add, &[(h, b)]);
+            return Ok(());
+        }
+        let update = Term::new(h, b.row_block(columns).transposed());
         multiply(&mut y, Write::Add, &[update], device)
     })
 }

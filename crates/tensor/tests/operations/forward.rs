@@ -84,15 +84,19 @@ proptest! {
             for (y, update) in expected[range.start * out..range.end * out].iter_mut().zip(&update) {
                 *y += update;
             }
-            pairs.push((range, tensor([rank, in_features], &a), tensor([out, rank], &b)));
+            let turned: Vec<f32> = (0..rank * out).map(|i| b[i % out * rank + i / out]).collect();
+            pairs.push((range, tensor([rank, in_features], &a), tensor([out, rank], &b), tensor([rank, out], &turned)));
         }
-        let segments: Vec<_> = pairs.iter().map(|(rows, a, b)| Segment {
-            rows: rows.clone(),
-            lora: Lora { a, b, scaling: 0.75, dropout: None },
-        }).collect();
-        let mut found = tensor([tokens, out], &y);
-        segmented_lora::add_assign(&mut found, &tensor([tokens, in_features], &x), &segments).unwrap();
-        assert_close("y", &found, &expected);
+        for with_turned in [false, true] {
+            let segments: Vec<_> = pairs.iter().map(|(rows, a, b, turned)| Segment {
+                rows: rows.clone(),
+                lora: Lora { a, b, scaling: 0.75, dropout: None },
+                b_transposed: with_turned.then_some(turned),
+            }).collect();
+            let mut found = tensor([tokens, out], &y);
+            segmented_lora::add_assign(&mut found, &tensor([tokens, in_features], &x), &segments).unwrap();
+            assert_close("y", &found, &expected);
+        }
     }
 
     #[test]

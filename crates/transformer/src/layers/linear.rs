@@ -201,7 +201,7 @@ fn shared_forward(x: &Tensor, linears: &[&Linear], pass: &Pass<'_>) -> Result<Ve
     let mut outputs = lora_linear::forward(x, &projections)?;
     if !pass.mixed.is_empty() {
         for (output, linear) in outputs.iter_mut().zip(linears) {
-            segmented_lora::add_assign(&mut output.y, x, &pass.segments(linear.index))?;
+            segmented_lora::add_assign(&mut output.y, x, &pass.segments(linear.index)?)?;
         }
     }
     let outputs = outputs.into_iter().zip(linears.iter().zip(directions));

@@ -11,6 +11,7 @@ use fuselora_tensor::{DType, Tensor, Weight};
 use super::{Lora, Slot};
 use crate::adapter::{LoraWeights, TokenRows};
 use crate::error::{Error, Result};
+use crate::model::transpose;
 
 /// What DoRA multiplies the outputs of a module by.
 pub(crate) struct Direction {
@@ -105,10 +106,15 @@ impl<'a> Pass<'a> {
     }
 
     /// The updates of module `index` where tokens have adapters of their own.
-    pub(crate) fn segments(&self, index: usize) -> Vec<Segment<'a>> {
+    pub(crate) fn segments(&self, index: usize) -> Result<Vec<Segment<'a>>> {
         let own = |rows: &'a AdapterRows<'a>| {
-            let pair = rows.lora.pair(index)?;
-            Some(Segment {
+            let slot = rows.lora.slots.get(index)?;
+            let pair = slot.lora.as_ref()?;
+            let transposed = || match pair.b.device().is_cpu() {
+                true => derived(&slot.derived.b_transposed, || transpose(&pair.b)).map(Some),
+                false => Ok(None),
+            };
+            Some(transposed().map(|b_transposed| Segment {
                 rows: rows.tokens.clone(),
                 lora: Operand {
                     a: &pair.a,
@@ -116,7 +122,8 @@ impl<'a> Pass<'a> {
                     scaling: pair.scaling,
                     dropout: None,
                 },
-            })
+                b_transposed,
+            }))
         };
         self.mixed.iter().filter_map(own).collect()
     }

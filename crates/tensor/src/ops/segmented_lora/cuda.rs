@@ -8,7 +8,7 @@ pub(super) fn add_assign(y: &mut Tensor, x: &Tensor, segments: &[Segment]) -> Re
     let shape = extents("y", [tokens, in_features, out_features])?;
     let segments: Vec<_> = segments
         .iter()
-        .map(|Segment { rows, lora }| {
+        .map(|Segment { rows, lora, .. }| {
             let [start, end, rank] = extents("a segment", [rows.start, rows.end, lora.rank()])?;
             Ok(kernel::Segment {
                 rows: start..end,
