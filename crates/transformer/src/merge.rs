@@ -44,8 +44,8 @@ const COMPANIONS: [&str; 10] = [
 /// is in memory at a time. A checkpoint that is in `folder` already is replaced as a whole.
 ///
 /// # Errors
-/// A bias of `lora_B` on a module that has none of its own, which a plain checkpoint cannot hold; a GPT-2 in NF4, whose
-/// matrices lie transposed; a tensor that cannot be read; a file that cannot be written.
+/// A bias of `lora_B` on a module that has none of its own, which a plain checkpoint cannot hold; a tensor that cannot be
+/// read; a file that cannot be written.
 pub fn merge_adapter(
     checkpoint: &Checkpoint,
     adapter: &Adapter,
@@ -173,12 +173,6 @@ impl<'a> Merging<'a> {
     fn new(checkpoint: &'a Checkpoint, adapter: &'a Adapter) -> Result<Merging<'a>> {
         let (family, config) = families::read_config(checkpoint.config())?;
         let layout = family.layout;
-        if layout.transposed && checkpoint.nf4_source_dtype().is_some() {
-            return Err(Error::Input(format!(
-                "{} is a quantized GPT-2, which adapters cannot be merged into; merge into the model that it was made of",
-                checkpoint.path().display()
-            )));
-        }
         let embedding = layout.path(layout.embedding);
         Ok(Merging {
             checkpoint,
@@ -196,9 +190,13 @@ impl<'a> Merging<'a> {
             .tensor_names()
             .map(|name| {
                 let info = self.checkpoint.info(name)?;
+                let mut shape = info.shape.clone();
+                if self.was_turned(name) {
+                    shape.reverse();
+                }
                 Ok(TensorSpec {
                     name: name.to_owned(),
-                    shape: info.shape.clone(),
+                    shape,
                     dtype: dtype.unwrap_or(info.dtype.float_dtype()),
                 })
             })
@@ -273,21 +271,43 @@ impl<'a> Merging<'a> {
         Ok(())
     }
 
-    /// The bytes of one tensor of the merged checkpoint, as floats.
-    fn tensor(&self, spec: &TensorSpec) -> Result<Vec<u8>> {
-        match self.merged(&spec.name)? {
-            Some(merged) => Ok(merged.cast(spec.dtype)?.to_bytes()?),
-            None => self.checkpoint.tensor_bytes(&spec.name, spec.dtype),
-        }
+    /// Whether a tensor's floats lie `[in, out]`.
+    fn lies_transposed(&self, stored_name: &str) -> bool {
+        let name = self.layout.full_name(stored_name);
+        let module = name.strip_suffix(".weight");
+        module.is_some_and(|module| self.layout.is_transposed(module))
     }
 
-    /// The tensor `stored_name` with the adapter folded in, F32; none where it stays as the base stores it.
+    /// Whether such a tensor was turned to `[out, in]`, as transformers does before it quantizes.
+    fn was_turned(&self, stored_name: &str) -> bool {
+        self.lies_transposed(stored_name) && self.checkpoint.nf4(stored_name).is_some()
+    }
+
+    /// The bytes of one tensor of the merged checkpoint, as floats.
+    fn tensor(&self, spec: &TensorSpec) -> Result<Vec<u8>> {
+        let name = &spec.name;
+        let tensor = match self.merged(name)? {
+            Some(merged) => merged,
+            None if self.was_turned(name) => {
+                self.checkpoint.load(name, &self.device, DType::F32)?
+            }
+            None => return self.checkpoint.tensor_bytes(name, spec.dtype),
+        };
+        let tensor = if self.lies_transposed(name) {
+            transpose(&tensor)?
+        } else {
+            tensor
+        };
+        Ok(tensor.cast(spec.dtype)?.to_bytes()?)
+    }
+
+    /// The tensor `stored_name` with the adapter folded in, F32, matrices `[out, in]`; none where it stays as the base
+    /// stores it.
     fn merged(&self, stored_name: &str) -> Result<Option<Tensor>> {
         let name = self.layout.full_name(stored_name);
         let (module, part) = name.rsplit_once('.').unwrap_or((&name, ""));
         let update = self.adapter.modules.get(module);
         let trained = self.adapter.trained.get(module);
-        let transposed = self.layout.is_transposed(module);
         let stored = || {
             let tied = self.tied_to.as_ref().filter(|_| module == OUTPUT_HEAD);
             let table = tied.map(|embedding| format!("{embedding}.weight"));
@@ -296,7 +316,7 @@ impl<'a> Merging<'a> {
                 None => stored_name,
             };
             let stored = self.checkpoint.load(source, &self.device, DType::F32)?;
-            if transposed && part == "weight" {
+            if self.lies_transposed(source) && !self.was_turned(source) {
                 transpose(&stored)
             } else {
                 Ok(stored)
@@ -342,11 +362,6 @@ impl<'a> Merging<'a> {
                 bias
             }
             _ => return Ok(None),
-        };
-        let merged = if transposed && part == "weight" {
-            transpose(&merged)?
-        } else {
-            merged
         };
         Ok(Some(merged))
     }

@@ -4,8 +4,11 @@ use std::path::Path;
 
 use fuselora_tensor::{DType, Device};
 use fuselora_transformer::adapter::{Adapter, LoraWeights};
+use fuselora_transformer::batch::Batch;
 use fuselora_transformer::checkpoint::{Checkpoint, StoredType};
-use fuselora_transformer::merge::merge_requantized;
+use fuselora_transformer::lora::{Lora, Pass};
+use fuselora_transformer::merge::{merge_adapter, merge_requantized};
+use fuselora_transformer::model::Model;
 use fuselora_transformer::quantize::{Nf4Options, quantize_checkpoint};
 use fuselora_transformer::{families, model};
 
@@ -109,6 +112,65 @@ fn merged_weights_are_quantized_again_and_the_error_is_told() {
             }
         }
         assert!(told.next().is_none() && !errors.is_empty());
+    }
+}
+
+/// GPT-2's matrices are turned before they are quantized, and lie transposed again as floats. The adapter, with DoRA, is of
+/// four of its projections and leaves the others as they are.
+#[test]
+fn a_quantized_gpt2_computes_the_same_with_an_adapter_and_merged() {
+    let case = Path::new(PARITY).join("gpt2-loraplus");
+    let floats = Checkpoint::open(case.join("base")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let options = Nf4Options {
+        block_size: 64,
+        double_quant: true,
+    };
+    quantize_checkpoint(&floats, &path("quantized"), &options, None, DType::F32).unwrap();
+    let quantized = Checkpoint::open(path("quantized")).unwrap();
+    let load =
+        |checkpoint: &Checkpoint| Model::load(checkpoint, &Device::cpu(), DType::F32).unwrap();
+    let model = load(&quantized);
+    let mut adapter = Adapter::read(
+        &case.join("adapter-trained"),
+        model.modules(),
+        &Device::cpu(),
+    )
+    .unwrap();
+    adapter
+        .modules
+        .retain(|module, _| !module.ends_with("c_fc"));
+    merge_adapter(&quantized, &adapter, &path("merged"), Some(DType::F32)).unwrap();
+    let errors = merge_requantized(&quantized, &adapter, &path("requantized")).unwrap();
+    assert_eq!(errors.len(), adapter.modules.len());
+    assert!(
+        errors.iter().all(|error| error.of_weight < 0.15),
+        "{errors:?}"
+    );
+
+    let batch = Batch::new(&Device::cpu(), &[5, 9, 2, 33, 1], &[5], &[0], &[0]).unwrap();
+    let logits = |model: &Model, lora: Option<&Lora>| {
+        let pass = Pass {
+            lora,
+            ..Pass::default()
+        };
+        model.logits(&batch, &pass).unwrap().to_f32_vec().unwrap()
+    };
+    let lora = Lora::bind(adapter, &model).unwrap();
+    let expected = logits(&model, Some(&lora));
+    let error = |name: &str| {
+        let found = logits(&load(&Checkpoint::open(path(name)).unwrap()), None);
+        let differences = found.iter().zip(&expected).map(|(f, e)| f64::from(f - e));
+        norm(differences) / norm(expected.iter().map(|&e| f64::from(e)))
+    };
+    assert!(error("merged") < 1e-5, "{:e}", error("merged"));
+    assert!(error("requantized") < 0.3, "{:e}", error("requantized"));
+    let merged = Checkpoint::open(path("merged")).unwrap();
+    assert_eq!(merged.config(), floats.config());
+    for name in floats.tensor_names() {
+        let [merged, floats] = [&merged, &floats].map(|one| one.info(name).unwrap().shape.clone());
+        assert_eq!(merged, floats, "{name}");
     }
 }
 
