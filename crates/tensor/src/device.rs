@@ -88,7 +88,10 @@ impl Device {
         work: impl FnOnce() -> std::result::Result<(), E>,
     ) -> std::result::Result<Graph, E> {
         match &self.0 {
-            Backend::Cpu(_) => Err(Error::NotCaptured(format!("{self} has no graphs")).into()),
+            Backend::Cpu(_) => {
+                drop(work);
+                Err(Error::NotCaptured(format!("{self} has no graphs")).into())
+            }
             #[cfg(feature = "cuda")]
             Backend::Cuda(cuda) => Ok(Graph::of_cuda(cuda.capture(work)?)),
         }

@@ -9,8 +9,13 @@ use std::{
     },
 };
 
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(dead_code, reason = "only CUDA devices record")
+)]
 mod recording;
 
+#[cfg(feature = "cuda")]
 pub(crate) use recording::Recorded;
 use recording::Recording;
 

@@ -431,6 +431,10 @@ impl Tensor {
         self.u32("tensor")
     }
 
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(unused_variables, reason = "every tensor is on the cpu")
+    )]
     pub(crate) fn bytes(&self, name: &str) -> Result<&[u8]> {
         match &self.storage {
             Storage::Owned(buffer) => Ok(buffer.bytes()),
