@@ -16,7 +16,7 @@ use fuselora_tensor::{
         lora_linear::{self, Lora, Projection},
         rms_norm,
         rope::{self, RopeTable},
-        segmented_lora::{self, Segment},
+        segmented_lora::{self, Segment, Transposed},
         swiglu,
     },
 };
@@ -129,7 +129,7 @@ fn compare(layers: &mut [Named]) {
     }
 }
 
-fn lora_of([a, b, _]: &[Tensor; 3]) -> Lora<'_> {
+fn lora_of([a, b, ..]: &[Tensor; 4]) -> Lora<'_> {
     Lora {
         a,
         b,
@@ -153,12 +153,13 @@ fn adapters(device: &Device) {
     ] {
         let x = random(device, &[ROWS, in_features]);
         let weight = Weight::Dense(random(device, &[out_features, in_features]));
-        // A, B and its transpose.
-        let factors: Vec<[Tensor; 3]> = (0..ADAPTERS)
+        // A, B and their transposes.
+        let factors: Vec<[Tensor; 4]> = (0..ADAPTERS)
             .map(|_| {
                 [
                     random(device, &[RANK, in_features]),
                     random(device, &[out_features, RANK]),
+                    random(device, &[in_features, RANK]),
                     random(device, &[RANK, out_features]),
                 ]
             })
@@ -179,7 +180,10 @@ fn adapters(device: &Device) {
             .map(|(index, factors)| Segment {
                 rows: index * rows..(index + 1) * rows,
                 lora: lora_of(factors),
-                b_transposed: Some(&factors[2]),
+                transposed: Some(Transposed {
+                    a: &factors[2],
+                    b: &factors[3],
+                }),
             })
             .collect();
         let [one, many] = fastest([

@@ -6,7 +6,7 @@ mod cuda;
 
 use super::lora_linear::Lora;
 use crate::matrix::{Matrix, MatrixMut, Panels, Term, Tile, Write, multiply, multiply_panels};
-use crate::{Error, Result, Tensor, simd};
+use crate::{DType, Error, Result, Tensor, simd};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -17,8 +17,17 @@ pub struct Segment<'a> {
     pub rows: Range<usize>,
     /// Their update, without dropout.
     pub lora: Lora<'a>,
-    /// Bᵀ `[rank, out]` F32, for the CPU: with few rows, turning B each time costs more than multiplying with it.
-    pub b_transposed: Option<&'a Tensor>,
+    /// Both factors transposed, for the CPU: with few rows, turning them each time costs more than multiplying with them.
+    pub transposed: Option<Transposed<'a>>,
+}
+
+/// The factors of an update, transposed.
+#[derive(Clone, Copy)]
+pub struct Transposed<'a> {
+    /// Aᵀ, `[in, rank]` F32.
+    pub a: &'a Tensor,
+    /// Bᵀ, `[rank, out]` F32.
+    pub b: &'a Tensor,
 }
 
 /// Tasks for each thread, where segments are few; and output features of a task at least.
@@ -53,7 +62,7 @@ fn check(y: &Tensor, x: &Tensor, segments: &[Segment]) -> Result<()> {
         let Segment {
             rows,
             lora,
-            b_transposed,
+            transposed,
         } = segment;
         if rows.start < end || rows.end < rows.start || rows.end > tokens {
             return Err(Error::Argument(format!(
@@ -73,11 +82,17 @@ fn check(y: &Tensor, x: &Tensor, segments: &[Segment]) -> Result<()> {
         )?;
         lora.a
             .check_device(&format!("segment {index}: lora_a"), x.device())?;
-        if let Some(transposed) = b_transposed {
-            let name = format!("segment {index}: the transposed lora_b");
-            transposed.check_shape(&name, &[lora.rank(), out_features])?;
-            transposed.check_dtype(&name, crate::DType::F32)?;
-            transposed.check_device(&name, x.device())?;
+        if let Some(Transposed { a, b }) = transposed {
+            let rank = lora.rank();
+            for (factor, tensor, shape) in [
+                ("lora_a", a, [in_features, rank]),
+                ("lora_b", b, [rank, out_features]),
+            ] {
+                let name = format!("segment {index}: the transposed {factor}");
+                tensor.check_shape(&name, &shape)?;
+                tensor.check_dtype(&name, DType::F32)?;
+                tensor.check_device(&name, x.device())?;
+            }
         }
     }
     Ok(())
@@ -114,21 +129,30 @@ fn run(y: &mut Tensor, x: &Tensor, segments: &[Segment]) -> Result<()> {
         let rank = segment.lora.rank();
         let a = Matrix::new(segment.lora.a.as_f32()?, rank, in_features);
         let x = x.row_block(segment.rows.clone());
+        let scaling = segment.lora.scaling;
         if x.rows() > FEW_ROWS {
             let mut h = MatrixMut::new(h, x.rows(), rank);
             let product = Term {
                 lhs: x,
                 rhs: a.transposed(),
-                scale: segment.lora.scaling,
+                scale: scaling,
             };
             return multiply(&mut h, Write::Replace, &[product], device);
+        }
+        let transposed = segment.transposed.map(|own| own.a.as_f32()).transpose()?;
+        let transposed = transposed.map(|a| Matrix::new(a, in_features, rank));
+        if let Some(a) = transposed.and_then(Panels::in_place) {
+            let mut product = MatrixMut::new(h, x.rows(), rank);
+            multiply_panels(&mut product, Write::Replace, &[(x, a)]);
+            h.iter_mut().for_each(|value| *value *= scaling);
+            return Ok(());
         }
         simd::vectorize(
             #[inline(always)]
             || {
                 for (row, h) in h.chunks_exact_mut(rank).enumerate() {
                     for (r, h) in h.iter_mut().enumerate() {
-                        *h = segment.lora.scaling * simd::dot(x.row(row), a.row(r));
+                        *h = scaling * simd::dot(x.row(row), a.row(r));
                     }
                 }
             },
@@ -144,10 +168,9 @@ fn run(y: &mut Tensor, x: &Tensor, segments: &[Segment]) -> Result<()> {
     let mut begin = 0;
     for (segment, h) in segments.iter().zip(&hs) {
         let Segment { rows, lora, .. } = segment;
-        let transposed = segment.b_transposed.filter(|_| rows.len() <= FEW_ROWS);
-        let transposed =
-            transposed.map(|b| Ok(Matrix::new(b.as_f32()?, lora.rank(), out_features)));
-        let b_transposed = transposed.transpose()?;
+        let transposed = segment.transposed.filter(|_| rows.len() <= FEW_ROWS);
+        let b_transposed = transposed.map(|own| own.b.as_f32()).transpose()?;
+        let b_transposed = b_transposed.map(|b| Matrix::new(b, lora.rank(), out_features));
         let (_, after) = rest.split_rows(rows.start - begin);
         let (own, after) = after.split_rows(rows.len());
         (rest, begin) = (after, rows.end);

@@ -228,7 +228,7 @@ proptest! {
             pairs.iter().map(|(rows, a, b)| Segment {
                 rows: rows.clone(),
                 lora: Lora { a: side(a), b: side(b), scaling: 0.75, dropout: None },
-                b_transposed: None,
+                transposed: None,
             }).collect()
         };
         segmented_lora::add_assign(&mut y.cuda, &x.cuda, &segments(|pair| &pair.cuda)).unwrap();

@@ -58,8 +58,8 @@ struct Derived {
     bias: OnceLock<Tensor>,
     /// The frozen weight with the trained rows in it, or a trained one, as a pass multiplies with it.
     weight: OnceLock<Weight>,
-    /// Bᵀ, for batches of several adapters on the CPU.
-    b_transposed: OnceLock<Tensor>,
+    /// Aᵀ and Bᵀ, for batches of several adapters on the CPU.
+    transposed: OnceLock<[Tensor; 2]>,
 }
 
 /// That the model's device takes every rank.

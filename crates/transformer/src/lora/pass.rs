@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use fuselora_tensor::ops::lora_linear::{Dropout, Lora as Operand};
-use fuselora_tensor::ops::segmented_lora::Segment;
+use fuselora_tensor::ops::segmented_lora::{Segment, Transposed};
 use fuselora_tensor::ops::{dora, elementwise, gather};
 use fuselora_tensor::{DType, Tensor, Weight};
 
@@ -111,10 +111,13 @@ impl<'a> Pass<'a> {
             let slot = rows.lora.slots.get(index)?;
             let pair = slot.lora.as_ref()?;
             let transposed = || match pair.b.device().is_cpu() {
-                true => derived(&slot.derived.b_transposed, || transpose(&pair.b)).map(Some),
+                true => derived(&slot.derived.transposed, || {
+                    Ok([transpose(&pair.a)?, transpose(&pair.b)?])
+                })
+                .map(|[a, b]| Some(Transposed { a, b })),
                 false => Ok(None),
             };
-            Some(transposed().map(|b_transposed| Segment {
+            Some(transposed().map(|transposed| Segment {
                 rows: rows.tokens.clone(),
                 lora: Operand {
                     a: &pair.a,
@@ -122,7 +125,7 @@ impl<'a> Pass<'a> {
                     scaling: pair.scaling,
                     dropout: None,
                 },
-                b_transposed,
+                transposed,
             }))
         };
         self.mixed.iter().filter_map(own).collect()
