@@ -22,7 +22,7 @@ use timing::Effort;
 const HELP: &str = "\
 gpu_bench [OPTIONS]
 
-  --group NAME   only this group: copy, lora_linear, attention, nf4, elementwise, norm, rope, loss, optimizer
+  --group NAME   only this group: copy, lora_linear, attention, nf4, elementwise, norm, dora, rope, loss, optimizer
   --quick        the main shapes, timed for a moment each
   --json FILE    write the rows there too
   --sim          on a simulated device and tiny shapes: shows that every row runs, the times mean nothing

@@ -4,7 +4,7 @@
 cd "$(dirname "$0")" || exit 1
 quick=$1
 rm -f ./*.json report.md
-for group in copy lora_linear attention nf4 elementwise norm rope loss optimizer; do
+for group in copy lora_linear attention nf4 elementwise norm dora rope loss optimizer; do
     ./gpu_bench --group "$group" --json "$group.json" $quick || echo "$group: failed"
 done
 python3 peers.py $quick || echo "peers: failed"

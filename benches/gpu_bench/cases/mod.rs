@@ -4,6 +4,7 @@
 
 pub mod attention;
 mod copy;
+mod dora;
 mod elementwise;
 mod lora_linear;
 pub mod loss;
@@ -18,13 +19,14 @@ use crate::case::{Case, Scope};
 pub type Group = (&'static str, fn(Scope) -> Vec<Case>);
 
 /// The copy first: the others are judged beside it.
-pub const GROUPS: [Group; 9] = [
+pub const GROUPS: [Group; 10] = [
     ("copy", copy::cases),
     ("lora_linear", lora_linear::cases),
     ("attention", attention::cases),
     ("nf4", nf4::cases),
     ("elementwise", elementwise::cases),
     ("norm", norm::cases),
+    ("dora", dora::cases),
     ("rope", rope::cases),
     ("loss", loss::cases),
     ("optimizer", optimizer::cases),
