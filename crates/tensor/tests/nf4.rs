@@ -201,8 +201,12 @@ proptest! {
             Absmax::Nested(nested) => {
                 prop_assert!(double);
                 let nested = nested.nested_absmax.to_f32_vec().unwrap();
-                // The map's steps are 0.0141 of the largest at most; its lowest value is -0.993.
+                // The map's steps are 0.0141 of the largest at most; its lowest value is -0.993. A largest whose f32
+                // reciprocal is infinite, by which the rule multiplies, leaves no more than the sign.
                 for (block, (found, exact)) in stored.iter().zip(&scales).enumerate() {
+                    if (1.0 / nested[block / 256]).is_infinite() {
+                        continue;
+                    }
                     let bound = 0.0072 * nested[block / 256] + 1e-6 * exact.abs() + 1e-44;
                     prop_assert!((found - exact).abs() <= bound, "block {}: {} for {}", block, found, exact);
                 }
