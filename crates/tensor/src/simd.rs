@@ -4,6 +4,8 @@
 //! instructions that the processor has. Sums run in [`LANES`] independent lanes: floating-point addition
 //! may not be reordered by the compiler, so the order that vectorises is written out.
 
+use pulp::{Simd, WithSimd};
+
 /// Partial sums of a reduction: four registers of eight, enough to hide the latency of an addition.
 const LANES: usize = 32;
 
@@ -74,22 +76,38 @@ fn fold(
     combine_lanes(lanes, combine)
 }
 
-/// Σ x·y.
+/// Σ x·y. In registers by their names: left to itself, the compiler keeps the lanes of some callers in memory.
 #[inline(always)]
 pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
-    let y = &y[..x.len()];
-    let mut lanes = [0.0f32; LANES];
-    let (x_chunks, x_rest) = x.as_chunks::<LANES>();
-    let (y_chunks, y_rest) = y.as_chunks::<LANES>();
-    for (x, y) in x_chunks.iter().zip(y_chunks) {
-        for lane in 0..LANES {
-            lanes[lane] = x[lane].mul_add(y[lane], lanes[lane]);
+    struct Dot<'a>(&'a [f32], &'a [f32]);
+
+    impl WithSimd for Dot<'_> {
+        type Output = f32;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> f32 {
+            let (x, x_rest) = S::as_simd_f32s(self.0);
+            let (y, y_rest) = S::as_simd_f32s(self.1);
+            let mut sums = [simd.splat_f32s(0.0); 4];
+            let (x_fours, x_ones) = x.as_chunks::<4>();
+            let (y_fours, y_ones) = y.as_chunks::<4>();
+            for (x, y) in x_fours.iter().zip(y_fours) {
+                sums[0] = simd.mul_add_f32s(x[0], y[0], sums[0]);
+                sums[1] = simd.mul_add_f32s(x[1], y[1], sums[1]);
+                sums[2] = simd.mul_add_f32s(x[2], y[2], sums[2]);
+                sums[3] = simd.mul_add_f32s(x[3], y[3], sums[3]);
+            }
+            for (x, y) in x_ones.iter().zip(y_ones) {
+                sums[0] = simd.mul_add_f32s(*x, *y, sums[0]);
+            }
+            let [a, b, c, d] = sums;
+            let sum = simd.add_f32s(simd.add_f32s(a, b), simd.add_f32s(c, d));
+            let rest = x_rest.iter().zip(y_rest);
+            rest.fold(simd.reduce_sum_f32s(sum), |sum, (x, y)| x.mul_add(*y, sum))
         }
     }
-    for (lane, (x, y)) in x_rest.iter().zip(y_rest).enumerate() {
-        lanes[lane] = x.mul_add(*y, lanes[lane]);
-    }
-    sum_lanes(lanes)
+
+    pulp::Arch::new().dispatch(Dot(x, &y[..x.len()]))
 }
 
 /// Σ x·y·z.
