@@ -254,6 +254,8 @@ constexpr uint32_t DORA_ROWS = 32;
 // Threads along the columns, and along the tokens.
 constexpr uint32_t COLUMN_SUM_LANES = 8;
 constexpr uint32_t COLUMN_SUM_TOKEN_LANES = 32;
+// Columns of a thread, where rows are whole runs of them; else one.
+constexpr uint32_t COLUMN_SUM_RUN = 4;
 
 // x [tokens, features]
 struct ColumnSumShape {

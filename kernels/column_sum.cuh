@@ -1,10 +1,12 @@
 // Sums over the rows of a matrix, a sum for each column, in one fixed order
 //
-// A block of COLUMN_SUM_LANES x COLUMN_SUM_TOKEN_LANES threads takes COLUMN_SUM_LANES runs of N columns. A thread adds
-// up its run over every COLUMN_SUM_TOKEN_LANES-th row; then the rows' threads are added up in shared memory, 4 KB.
+// A block of COLUMN_SUM_LANES x COLUMN_SUM_TOKEN_LANES threads takes COLUMN_SUM_LANES runs of N columns, with N
+// COLUMN_SUM_RUN or 1. A thread adds up its run over every COLUMN_SUM_TOKEN_LANES-th row; then the rows' threads are
+// added up in shared memory, 4 KB.
 #pragma once
 
 #include "abi.h"
+#include "storage.cuh"
 
 // Calls `add(row, column, sums)` for the runs of this thread, which adds to its N sums, then `finish(column, sum)` once
 // for each column.

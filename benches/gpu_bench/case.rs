@@ -1,8 +1,9 @@
 //! What is measured: an operation on a shape, and the least that it moves and computes.
 #![allow(dead_code, reason = "each program uses its own part")]
 
-use crate::device::Make;
-use fuselora_kernels::Element;
+use crate::device::{Device, Make};
+use anyhow::Result;
+use fuselora_kernels::{Element, Kernels, LaunchError};
 
 /// One row of the table.
 pub struct Case {
@@ -40,6 +41,40 @@ impl Scope {
         match self {
             Scope::Quick => &STORAGE[..1],
             Scope::Tiny | Scope::Full => &STORAGE,
+        }
+    }
+}
+
+/// An operation on activations `[tokens, width]` that memory alone limits.
+pub struct ByRows<Tensors> {
+    /// As [`Case::name`].
+    pub name: &'static str,
+    /// How often it reads or writes an activation.
+    pub accesses: u64,
+    /// The call.
+    pub run: fn(&mut Tensors, &Kernels) -> Result<(), LaunchError>,
+}
+
+impl<Tensors: 'static> ByRows<Tensors> {
+    /// Its row of the table, with the tensors that `new` makes.
+    pub fn case(
+        &self,
+        shape: [u32; 2],
+        element: Element,
+        new: fn(&Device, [u32; 2], Element) -> Result<Tensors>,
+    ) -> Case {
+        let elements = u64::from(shape[0]) * u64::from(shape[1]);
+        let run = self.run;
+        Case {
+            name: self.name,
+            shape: shape.to_vec(),
+            element,
+            bytes: self.accesses * elements * element.size_in_bytes(),
+            flops: 0,
+            make: Box::new(move |device| {
+                let mut tensors = new(device, shape, element)?;
+                Ok(Box::new(move |kernels| run(&mut tensors, kernels)))
+            }),
         }
     }
 }

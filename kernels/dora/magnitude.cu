@@ -10,8 +10,8 @@
 //           W [features, in_features] f32. Runs of ROW_RUN elements where rows allow.
 // Launch    gain: DORA_THREADS features per block. forward, scale_rows: one block of DORA_THREADS per row.
 //           backward: column_sum.cuh.
-// Traffic   forward: each of z and y once. backward: dy, z and dz once. scale_rows: W in and out. The vectors are read by every token's
-//           block, from cache.
+// Traffic   forward: each of z and y once. backward: dy, z and dz once. scale_rows: W in and out. The vectors
+//           are read by every token's block, from cache.
 #include "../storage.cuh"
 #include "abi.h"
 #include "column_sum.cuh"
@@ -76,8 +76,8 @@ __device__ void backward(const T *dy, const T *z, const float *gain, const float
     extern "C" __global__ void __launch_bounds__(COLUMN_SUM_LANES * COLUMN_SUM_TOKEN_LANES)                    \
         dora_backward_##name(const T *dy, const T *z, const float *gain, const float *norm, T *dz,             \
                              float *dmagnitude, ColumnSumShape shape) {                                        \
-        if (shape.features % ROW_RUN == 0)                                                                     \
-            backward<ROW_RUN>(dy, z, gain, norm, dz, dmagnitude, shape);                                       \
+        if (shape.features % COLUMN_SUM_RUN == 0)                                                              \
+            backward<COLUMN_SUM_RUN>(dy, z, gain, norm, dz, dmagnitude, shape);                                \
         else                                                                                                   \
             backward<1>(dy, z, gain, norm, dz, dmagnitude, shape);                                             \
     }

@@ -70,9 +70,9 @@ __device__ void scatter_add(const T *dy, const uint32_t *ids, T *dx, EmbeddingSh
     extern "C" __global__ void __launch_bounds__(EMBEDDING_THREADS)                                 \
         scatter_add_##name(const T *dy, const uint32_t *ids, T *dx, EmbeddingShape shape, uint32_t n) { \
         if (shape.width % PER_VECTOR<T> == 0)                                                       \
-            scatter_add<false, T, PER_VECTOR<T>>(dy, ids, dx, shape, n);                                   \
+            scatter_add<false, T, PER_VECTOR<T>>(dy, ids, dx, shape, n);                            \
         else                                                                                        \
-            scatter_add<false, T, 1>(dy, ids, dx, shape, n);                                               \
+            scatter_add<false, T, 1>(dy, ids, dx, shape, n);                                        \
     }
 
 EMBEDDING(f32, float)

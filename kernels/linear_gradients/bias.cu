@@ -2,7 +2,7 @@
 //
 //   dbias[o] += scaling (sum over t of dY[t][o])
 //
-// Layouts   dY [tokens, features]; dbias [features] f32. Runs of ROW_RUN elements where the features allow.
+// Layouts   dY [tokens, features]; dbias [features] f32. Runs of COLUMN_SUM_RUN elements where the features allow.
 // Launch    column_sum.cuh.
 // Traffic   dY once.
 #include "../storage.cuh"
@@ -23,8 +23,8 @@ __device__ void bias_gradient(const T *dy, float scaling, float *dbias, ColumnSu
 #define BIAS_GRADIENT(name, T)                                                                     \
     extern "C" __global__ void __launch_bounds__(COLUMN_SUM_LANES * COLUMN_SUM_TOKEN_LANES)        \
         bias_gradient_##name(const T *dy, float scaling, float *dbias, ColumnSumShape shape) {     \
-        if (shape.features % ROW_RUN == 0)                                                         \
-            bias_gradient<ROW_RUN>(dy, scaling, dbias, shape);                                     \
+        if (shape.features % COLUMN_SUM_RUN == 0)                                                  \
+            bias_gradient<COLUMN_SUM_RUN>(dy, scaling, dbias, shape);                              \
         else                                                                                       \
             bias_gradient<1>(dy, scaling, dbias, shape);                                           \
     }

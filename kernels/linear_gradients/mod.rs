@@ -1,11 +1,12 @@
 //! Gradients of a linear layer's own parameters. Launches `weight_f32.cu`, `weight_16bit.cu` and `bias.cu`.
 
-use crate::abi::{ColumnSumShape, MATMUL_THREADS, MATMUL_TILE, MatmulShape};
+use crate::abi::{ColumnSumShape, MatmulShape};
 use crate::gemm::{ByTile, are_aligned, by_tile};
-use crate::launch::{GRID_X, GRID_YZ, blocks, check_row, launch};
+use crate::launch::{check_row, launch};
+use crate::matmul::in_f32;
 use crate::modules;
 use crate::{Element, Kernels, LaunchError, Operand, OperandMut, column_sum};
-use cudarc::driver::{LaunchConfig, PushKernelArg};
+use cudarc::driver::PushKernelArg;
 
 const WEIGHT: ByTile = by_tile!(
     WEIGHT_GRADIENT_F16_LARGE,
@@ -44,30 +45,18 @@ pub fn weight(
     if dw.is_empty() || tokens == 0 {
         return Ok(());
     }
+    let shape = MatmulShape {
+        m: out_features,
+        n: in_features,
+        k: tokens,
+    };
     let (function, config) = match element {
-        Element::F32 => {
-            let tile = u64::from(MATMUL_TILE);
-            let config = LaunchConfig {
-                grid_dim: (
-                    blocks("in_features", cols, tile, GRID_X)?,
-                    blocks("out_features", rows, tile, GRID_YZ)?,
-                    1,
-                ),
-                block_dim: (MATMUL_THREADS, 1, 1),
-                shared_mem_bytes: 0,
-            };
-            (kernels.function(&modules::WEIGHT_GRADIENT_F32)?, config)
-        }
+        Element::F32 => in_f32(kernels, &modules::WEIGHT_GRADIENT_F32, shape)?,
         _ => {
             let addresses = [dy.address(), x.address(), dw.address()];
             let aligned = are_aligned(&addresses, &[out_features, in_features]);
             WEIGHT.choose(kernels, "dy", element, out_features, in_features, aligned)?
         }
-    };
-    let shape = MatmulShape {
-        m: out_features,
-        n: in_features,
-        k: tokens,
     };
     let (dy, x, dw) = (dy.address(), x.address(), dw.address());
     let mut launch = kernels.stream().launch_builder(&function);

@@ -82,7 +82,8 @@ pub fn matmul(
     Ok(())
 }
 
-fn in_f32(
+/// A kernel of tiles of `tile_f32.cuh` and its launch, for a result of `shape`.
+pub(crate) fn in_f32(
     kernels: &Kernels,
     kernel: &'static Kernel,
     shape: MatmulShape,

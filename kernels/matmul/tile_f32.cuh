@@ -1,11 +1,10 @@
-// A square tile of an f32 matrix product, of factors in any storage: no tensor cores, so every product keeps its bits
+// A square tile of an f32 matrix product, without tensor cores: every product keeps its bits
 //
 // A block of MATMUL_THREADS has a tile of MATMUL_TILE x MATMUL_TILE, each thread 4 x 4 of its sums in registers. Two
 // slices of 64 x 16 pass through shared memory, 8.4 KB; rows are padded by two: the 16 depths of two neighbours
 // that a warp stores transposed then fall into all 32 banks.
 #pragma once
 
-#include "../storage.cuh"
 #include "abi.h"
 
 constexpr int TILE = MATMUL_TILE;
@@ -20,22 +19,22 @@ using Slice = float[DEPTH][TILE + 2];
 
 // Fills the slice at (edge0, depth0), with zeros beyond the matrix. Consecutive threads read
 // consecutive addresses whichever way the factor is held.
-template <bool depth_major, typename T>
-__device__ void load(Slice slice, const T *factor, uint32_t edge, uint32_t depth, uint32_t edge0, uint32_t depth0) {
+template <bool depth_major>
+__device__ void load(Slice slice, const float *factor, uint32_t edge, uint32_t depth, uint32_t edge0, uint32_t depth0) {
     for (int i = threadIdx.x; i < TILE * DEPTH; i += MATMUL_THREADS) {
         int along_edge = depth_major ? i % TILE : i / DEPTH;
         int along_depth = depth_major ? i / TILE : i % DEPTH;
         uint32_t e = edge0 + along_edge;
         uint32_t d = depth0 + along_depth;
         size_t index = depth_major ? (size_t)d * edge + e : (size_t)e * depth + d;
-        slice[along_depth][along_edge] = e < edge && d < depth ? widen(factor[index]) : 0.0f;
+        slice[along_depth][along_edge] = e < edge && d < depth ? factor[index] : 0.0f;
     }
 }
 
 // A [m, k] . B [k, n], each optionally held transposed; calls `finish(index, sum)` for every element of the block's
 // tile of C, with its index in C.
-template <bool a_transposed, bool b_transposed, typename T, typename Finish>
-__device__ void multiply_tile(const T *a, const T *b, const MatmulShape &shape, Finish finish) {
+template <bool a_transposed, bool b_transposed, typename Finish>
+__device__ void multiply_tile(const float *a, const float *b, const MatmulShape &shape, Finish finish) {
     __shared__ Slice a_slice;
     __shared__ Slice b_slice;
     uint32_t row0 = blockIdx.y * TILE;

@@ -1,6 +1,6 @@
 //! Columns of a matrix.
 
-use crate::device::{Device, numbers};
+use crate::device::{Device, indices};
 use crate::storage::{Storage, exact, for_every_storage, stored};
 use fuselora_kernels::abi::ColumnBlock;
 use fuselora_kernels::columns::{copy, take};
@@ -53,10 +53,7 @@ fn takes_columns<T: Storage>(
     let device = Device::open();
     device.shuffle(seed);
     let x = stored::<T>(seed, rows * columns);
-    let ids: Vec<u32> = numbers(!seed, n)
-        .iter()
-        .map(|x| ((x + 1.0) / 2.0 * columns as f32) as u32 % columns as u32)
-        .collect();
+    let ids = indices(!seed, n, columns);
     let (x_device, ids_device) = (device.upload(&x), device.upload(&ids));
     let mut y = device.output::<T>(rows * n);
     take(

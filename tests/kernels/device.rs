@@ -94,6 +94,12 @@ impl Device {
     }
 }
 
+/// Indices below `limit` from a seed.
+pub fn indices(seed: u64, count: usize, limit: usize) -> Vec<u32> {
+    let index = |x: f32| ((x + 1.0) / 2.0 * limit as f32) as u32 % limit as u32;
+    numbers(seed, count).into_iter().map(index).collect()
+}
+
 /// Numbers in [-1, 1) from a seed.
 pub fn numbers(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed;

@@ -1,6 +1,6 @@
 //! Rows by index.
 
-use crate::device::{Device, numbers};
+use crate::device::{Device, indices, numbers};
 use crate::storage::{Storage, exact, for_every_storage, stored};
 use fuselora_kernels::abi::EmbeddingShape;
 use fuselora_kernels::embedding::{gather, gather_transposed, scatter_add, scatter_add_transposed};
@@ -18,13 +18,6 @@ pub const KERNELS: &[&str] = &[
     "scatter_add_transposed",
 ];
 
-fn random_ids(seed: u64, n: usize, rows: usize) -> Vec<u32> {
-    numbers(seed, n)
-        .iter()
-        .map(|x| ((x + 1.0) / 2.0 * rows as f32) as u32 % rows as u32)
-        .collect()
-}
-
 fn gathers_and_scatters<T: Storage>(
     rows: usize,
     width: usize,
@@ -34,7 +27,7 @@ fn gathers_and_scatters<T: Storage>(
     let device = Device::open();
     device.shuffle(seed);
     let table = stored::<T>(seed, rows * width);
-    let ids = random_ids(!seed, n, rows);
+    let ids = indices(!seed, n, rows);
     let shape = EmbeddingShape {
         rows: rows as u32,
         width: width as u32,
@@ -86,7 +79,7 @@ fn of_a_transposed_table(
     let device = Device::open();
     device.shuffle(seed);
     let (table, dy) = (numbers(seed, rows * width), numbers(seed ^ 1, n * width));
-    let ids = random_ids(!seed, n, rows);
+    let ids = indices(!seed, n, rows);
     let shape = EmbeddingShape {
         rows: rows as u32,
         width: width as u32,

@@ -1,11 +1,11 @@
 //! DoRA, and the gradients of what is trained whole. Shapes are `[tokens, features]`; those of a weight's norms
 //! `[out_features, in_features, rank]`, those of its gradient `[tokens, out_features, in_features]`.
 
-use crate::case::{Case, Scope};
+use crate::case::{ByRows, Case, Scope};
 use crate::device::{Buffer, Device};
 use anyhow::Result;
 use fuselora_kernels::abi::{ColumnSumShape, DoraWeight};
-use fuselora_kernels::{Element, Kernels, LaunchError, dora, linear_gradients};
+use fuselora_kernels::{Element, dora, linear_gradients};
 
 struct Tensors {
     shape: ColumnSumShape,
@@ -17,13 +17,7 @@ struct Tensors {
     sums: Buffer,
 }
 
-#[derive(Clone, Copy)]
-struct Operation {
-    name: &'static str,
-    /// How often it reads or writes an activation.
-    accesses: u64,
-    run: fn(&mut Tensors, &Kernels) -> Result<(), LaunchError>,
-}
+type Operation = ByRows<Tensors>;
 
 const OPERATIONS: [Operation; 3] = [
     Operation {
@@ -72,29 +66,13 @@ pub fn cases(scope: Scope) -> Vec<Case> {
     let mut cases = Vec::new();
     for &element in scope.storage() {
         for operation in OPERATIONS {
-            cases.push(operation.case([activations[0], activations[1]], element));
+            let shape = [activations[0], activations[1]];
+            cases.push(operation.case(shape, element, Tensors::new));
         }
         cases.push(weight_norm([weight[0], weight[1], weight[2]], element));
         cases.push(weight_gradient([layer[0], layer[1], layer[2]], element));
     }
     cases
-}
-
-impl Operation {
-    fn case(self, shape: [u32; 2], element: Element) -> Case {
-        let elements = u64::from(shape[0]) * u64::from(shape[1]);
-        Case {
-            name: self.name,
-            shape: shape.to_vec(),
-            element,
-            bytes: self.accesses * elements * element.size_in_bytes(),
-            flops: 0,
-            make: Box::new(move |device| {
-                let mut tensors = Tensors::new(device, shape, element)?;
-                Ok(Box::new(move |kernels| (self.run)(&mut tensors, kernels)))
-            }),
-        }
-    }
 }
 
 impl Tensors {

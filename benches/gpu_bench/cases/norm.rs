@@ -1,12 +1,12 @@
 //! RMSNorm. Shapes are `[tokens, width]`.
 
-use crate::case::{Case, Scope};
+use crate::case::{ByRows, Case, Scope};
 use crate::device::{Buffer, Device};
 use anyhow::Result;
+use fuselora_kernels::Element;
 use fuselora_kernels::abi::NormShape;
 use fuselora_kernels::elementwise::add_assign;
 use fuselora_kernels::norm::rms_norm;
-use fuselora_kernels::{Element, Kernels, LaunchError};
 
 struct Tensors {
     shape: NormShape,
@@ -18,13 +18,7 @@ struct Tensors {
     rstd: Buffer,
 }
 
-#[derive(Clone, Copy)]
-struct Operation {
-    name: &'static str,
-    /// How often it reads or writes an activation.
-    accesses: u64,
-    run: fn(&mut Tensors, &Kernels) -> Result<(), LaunchError>,
-}
+type Operation = ByRows<Tensors>;
 
 const FORWARD: Operation = Operation {
     name: "rms_norm forward",
@@ -88,31 +82,14 @@ pub fn cases(scope: Scope) -> Vec<Case> {
     let mut cases = Vec::new();
     for operation in [FORWARD, FORWARD_ADD, ADD_FORWARD, BACKWARD] {
         let storage = scope.storage().iter();
-        cases.extend(storage.map(|&element| operation.case(shape, element)));
+        cases.extend(storage.map(|&element| operation.case(shape, element, Tensors::new)));
     }
     cases
 }
 
 /// The residual added within the norm, and before it.
 pub fn compared(shape: [u32; 2], element: Element) -> [Case; 2] {
-    [FORWARD_ADD, ADD_FORWARD].map(|operation| operation.case(shape, element))
-}
-
-impl Operation {
-    fn case(self, shape: [u32; 2], element: Element) -> Case {
-        let elements = u64::from(shape[0]) * u64::from(shape[1]);
-        Case {
-            name: self.name,
-            shape: shape.to_vec(),
-            element,
-            bytes: self.accesses * elements * element.size_in_bytes(),
-            flops: 0,
-            make: Box::new(move |device| {
-                let mut tensors = Tensors::new(device, shape, element)?;
-                Ok(Box::new(move |kernels| (self.run)(&mut tensors, kernels)))
-            }),
-        }
-    }
+    [FORWARD_ADD, ADD_FORWARD].map(|operation| operation.case(shape, element, Tensors::new))
 }
 
 impl Tensors {
