@@ -357,7 +357,7 @@ impl Tensor {
         self.write(bytemuck::cast_slice(values))
     }
 
-    /// Copies all elements of `source`, on the same device, over those from byte `offset` on.
+    /// Copies the bytes `range` of `source`, on the same device, over those from byte `offset` on.
     pub(crate) fn copy_bytes(
         &mut self,
         offset: usize,

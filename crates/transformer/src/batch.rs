@@ -16,6 +16,8 @@ pub(crate) const fn targets_per_chunk(on_cpu: bool) -> usize {
 pub struct Batch {
     tokens: Tensor,
     positions: Tensor,
+    /// Tokens and positions again, so that nobody has to wait for a device to hear of them.
+    on_host: [Vec<u32>; 2],
     rows: Rows,
     targets: Vec<TargetChunk>,
     target_count: usize,
@@ -85,6 +87,7 @@ impl Batch {
         Ok(Batch {
             tokens: vector(tokens)?,
             positions: vector(&positions)?,
+            on_host: [tokens.to_vec(), positions],
             rows: Rows::new(device, lengths)?,
             targets: chunks
                 .map(|(rows, targets)| {
@@ -119,7 +122,9 @@ impl Batch {
         }
         self.rows.refill(lengths)?;
         self.tokens.set_u32(tokens)?;
-        self.positions.set_u32(&positions(lengths))?;
+        let positions = positions(lengths);
+        self.positions.set_u32(&positions)?;
+        self.on_host = [tokens.to_vec(), positions];
         let per_chunk = targets_per_chunk(self.tokens.device().is_cpu());
         let chunks = target_rows.chunks(per_chunk).zip(targets.chunks(per_chunk));
         for (chunk, (rows, targets)) in self.targets.iter_mut().zip(chunks) {
@@ -137,6 +142,11 @@ impl Batch {
     /// Position of each token in its row, `[tokens]` U32.
     pub fn positions(&self) -> &Tensor {
         &self.positions
+    }
+
+    /// What [`Batch::tokens`] and [`Batch::positions`] hold.
+    pub(crate) fn on_host(&self) -> [&[u32]; 2] {
+        self.on_host.each_ref().map(Vec::as_slice)
     }
 
     /// Boundaries of the rows.
@@ -190,6 +200,7 @@ mod tests {
             .unwrap();
         assert_eq!(batch.tokens().as_u32().unwrap(), [5, 4, 3, 2, 1]);
         assert_eq!(batch.positions().as_u32().unwrap(), [0, 1, 2, 0, 1]);
+        assert_eq!(batch.on_host(), [[5, 4, 3, 2, 1], [0, 1, 2, 0, 1]]);
         assert_eq!(batch.rows().cu_seqlens().as_u32().unwrap(), [0, 3, 5]);
         assert_eq!(batch.targets()[0].rows.as_u32().unwrap(), [0, 3]);
         assert_eq!(batch.targets()[0].targets.as_u32().unwrap(), [8, 9]);

@@ -45,6 +45,8 @@ pub struct TrainingShape {
     pub quantized: bool,
     /// Parameters that are trained beside the updates.
     pub whole_parameters: usize,
+    /// Bytes of what a step computes of them, from [`crate::adapter::AdapterConfig::derived_bytes`].
+    pub derived_bytes: u64,
     /// Whether moments are held in 8 bits where a parameter is large enough.
     pub moments_in_8_bits: bool,
     /// Whether blocks keep only their input.
@@ -151,7 +153,7 @@ impl MemoryEstimate {
         };
         MemoryEstimate {
             weights: shape.weight_bytes + bases,
-            adapter: parameters * f32_bytes,
+            adapter: parameters * f32_bytes + shape.derived_bytes,
             gradients: parameters * f32_bytes,
             optimizer: moments,
             activations,

@@ -455,6 +455,7 @@ fn check_estimate(case: &Case, rows: std::ops::Range<usize>, dtype: DType) {
         let shape = TrainingShape {
             tokens: batch.rows().total(),
             whole_parameters: 0,
+            derived_bytes: 0,
             weight_bytes: 0,
             own_base_bytes: 0,
             activations: dtype,

@@ -44,7 +44,8 @@ pub fn split<const N: usize>(x: &Tensor, widths: [usize; N]) -> Result<[Tensor; 
         .map_err(|_| Error::Argument("x: a block is missing".into()))
 }
 
-/// Single columns of `x [rows, columns]` of a float type (F32 on the CPU): `y[i][j] = x[i][ids[j]]`, with `ids [n]` U32, `y [rows, n]`.
+/// Single columns of `x [rows, columns]` of a float type (F32 on the CPU): `y[i][j] = x[i][ids[j]]`, with `ids [n]` U32
+/// and `y [rows, n]`.
 ///
 /// # Errors
 /// When an id is no column, and on data types and devices that do not fit.

@@ -41,7 +41,7 @@ pub fn forward(ids: &Tensor, update: Update, y: &mut Tensor) -> Result<Tensor> {
     let device = ids.device();
     #[cfg(feature = "cuda")]
     if !device.is_cpu() {
-        return on_cuda::forward(ids, &update, y);
+        return on_cuda::forward(ids, &update, [rank, tokens, width], y);
     }
     let mut h = Tensor::empty(device, [n, rank], DType::F32)?;
     let a = update.a.f32("lora_a")?;
@@ -87,7 +87,7 @@ pub fn backward(
     let device = ids.device();
     #[cfg(feature = "cuda")]
     if !device.is_cpu() {
-        return on_cuda::backward(dy, ids, &update, h, da, db);
+        return on_cuda::backward(dy, ids, &update, [rank, tokens, width], h, [da, db]);
     }
     let dy = Matrix::new(dy.f32("dy")?, n, width);
     let mut dh = Tensor::empty(device, [n, rank], DType::F32)?;
@@ -123,16 +123,17 @@ mod on_cuda {
     use fuselora_kernels::embedding::{gather_transposed, scatter_add_transposed};
     use fuselora_kernels::matmul::{Layout, matmul};
 
-    /// The extents of A and B as kernels take them, for `n` ids: `[rank, tokens, width, n]`.
-    fn checked(ids: &Tensor, update: &Update) -> Result<[u32; 4]> {
-        let (rank, tokens, width) = update.check(ids)?;
-        extents("lora_a", [rank, tokens, width, ids.element_count()])
-    }
-
-    pub fn forward(ids: &Tensor, update: &Update, y: &mut Tensor) -> Result<Tensor> {
-        let [rank, tokens, width, n] = checked(ids, update)?;
+    /// For checked tensors; `shape` is rank, tokens that the embedding knows, width.
+    pub fn forward(
+        ids: &Tensor,
+        update: &Update,
+        shape: [usize; 3],
+        y: &mut Tensor,
+    ) -> Result<Tensor> {
         let device = ids.device();
-        let mut h = Tensor::empty(device, [n as usize, rank as usize], DType::F32)?;
+        let mut h = Tensor::empty(device, [ids.element_count(), shape[0]], DType::F32)?;
+        let [rank, tokens, width] = extents("lora_a", shape)?;
+        let [n] = extents("ids", [ids.element_count()])?;
         let mut delta = Tensor::empty(device, y.shape(), DType::F32)?;
         let table = EmbeddingShape {
             rows: tokens,
@@ -157,20 +158,19 @@ mod on_cuda {
         Ok(h)
     }
 
+    /// As [`forward`]; adds to the gradients of A and B.
     pub fn backward(
         dy: &Tensor,
         ids: &Tensor,
         update: &Update,
+        shape: [usize; 3],
         h: &Tensor,
-        da: &mut Tensor,
-        db: &mut Tensor,
+        [da, db]: [&mut Tensor; 2],
     ) -> Result<()> {
-        let [rank, tokens, width, n] = checked(ids, update)?;
         let device = ids.device();
-        let mut dy = match dy.dtype() {
-            DType::F32 => dy.try_clone()?,
-            _ => dy.cast(DType::F32)?,
-        };
+        let [rank, tokens, width] = extents("lora_a", shape)?;
+        let [n] = extents("ids", [ids.element_count()])?;
+        let mut dy = dy.cast(DType::F32)?;
         elementwise::scale(&mut dy, update.scaling)?;
         linear_gradients::weight(&dy, h, db)?;
         let mut dh = Tensor::empty(device, h.shape(), DType::F32)?;

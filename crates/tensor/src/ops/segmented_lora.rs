@@ -17,7 +17,7 @@ pub struct Segment<'a> {
     pub rows: Range<usize>,
     /// Their update, without dropout.
     pub lora: Lora<'a>,
-    /// Both factors transposed, for the CPU: with few rows, turning them each time costs more than multiplying with them.
+    /// Both factors transposed, for the CPU and up to [`FEW_ROWS`] rows.
     pub transposed: Option<Transposed<'a>>,
 }
 
@@ -33,8 +33,9 @@ pub struct Transposed<'a> {
 /// Tasks for each thread, where segments are few; and output features of a task at least.
 const TASKS_PER_THREAD: usize = 4;
 const OUT_BLOCK: usize = 96;
-/// Up to this many rows, packing A for a product would cost more than the product.
-const FEW_ROWS: usize = 8;
+/// Up to this many rows, packing A or B for a product would cost more than the product: such a segment is faster with
+/// [`Segment::transposed`], and longer ones do not read it.
+pub const FEW_ROWS: usize = 8;
 
 /// `y[rows] += scaling·(x[rows]·Aᵀ)·Bᵀ` for each segment, with `x [tokens, in]` and `y [tokens, out]` of one float type,
 /// F32 on the CPU. Segments are in ascending order and share no row; rows of none stay as they are.

@@ -71,6 +71,7 @@ pub fn run(arguments: &InspectArgs) -> anyhow::Result<()> {
         let shape = TrainingShape {
             tokens: arguments.batch_size * arguments.max_seq_length,
             whole_parameters: whole,
+            derived_bytes: config.derived_bytes(&modules, &targets, activations)?,
             weight_bytes: Model::weight_bytes_when_loaded(&checkpoint, dtype, nf4.as_ref())?,
             own_base_bytes: if own_bases { dtype.size_in_bytes() } else { 0 },
             activations,

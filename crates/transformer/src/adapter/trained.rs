@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use fuselora_tensor::ops::gather;
-use fuselora_tensor::{Tensor, Weight};
+use fuselora_tensor::{DType, Tensor, Weight};
 
 use super::{AdapterConfig, DTYPE, Module, ModuleKind, Target, TrainedBiases, TrainedTokens};
 use crate::error::{Error, Result};
@@ -174,6 +174,28 @@ impl AdapterConfig {
             .into_iter()
             .map(count)
             .sum())
+    }
+
+    /// Bytes of the weights that training computes anew after each step: a table with the trained rows in it, and, beside
+    /// activations of 16 bits, trained weights in their type.
+    ///
+    /// # Errors
+    /// A module that two keys claim.
+    pub fn derived_bytes(
+        &self,
+        modules: &[Module],
+        targets: &[Target],
+        activations: DType,
+    ) -> Result<u64> {
+        let parts = self.trained_parts(modules, targets)?;
+        let derived = parts.into_iter().filter(|(module, parts)| {
+            let is_cast = parts.weight && module.kind != ModuleKind::Norm && activations != DTYPE;
+            is_cast || !parts.tokens.is_empty()
+        });
+        let elements: usize = derived
+            .map(|(module, _)| module.weight_shape().iter().product::<usize>())
+            .sum();
+        Ok((elements * activations.size_in_bytes()) as u64)
     }
 
     /// Copies of the model's own values, for whatever is trained whole.

@@ -42,11 +42,12 @@ impl Embedding {
         Ok((y, Saved(h)))
     }
 
-    /// Adds to the gradients of what is trained of the table, from `dy [n, hidden]`.
+    /// Adds to the gradients of what is trained of the table, from `dy [n, hidden]`; `ids` are on the host, too.
     pub fn backward(
         &self,
         dy: &Tensor,
         ids: &Tensor,
+        on_host: &[u32],
         saved: &Saved,
         pass: &Pass<'_>,
         gradients: &mut LoraGradients,
@@ -64,9 +65,8 @@ impl Embedding {
         }
         if let Some(TokenRows { indices, rows }) = &mut trained.tokens {
             let row_of = |id: &u32| indices.iter().position(|index| index == id);
-            let all = ids.to_u32_vec()?;
             let (from, to): (Vec<u32>, Vec<u32>) = (0..)
-                .zip(&all)
+                .zip(on_host)
                 .filter_map(|(position, id)| Some((position, row_of(id)? as u32)))
                 .unzip();
             let vector = |values: &[u32]| Tensor::from_u32(dy.device(), [values.len()], values);

@@ -58,7 +58,7 @@ struct Derived {
     bias: OnceLock<Tensor>,
     /// The frozen weight with the trained rows in it, or a trained one, as a pass multiplies with it.
     weight: OnceLock<Weight>,
-    /// Aᵀ and Bᵀ, for batches of several adapters on the CPU.
+    /// Aᵀ and Bᵀ, for a few tokens in a batch of several adapters on the CPU.
     transposed: OnceLock<[Tensor; 2]>,
 }
 

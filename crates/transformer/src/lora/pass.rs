@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use fuselora_tensor::ops::lora_linear::{Dropout, Lora as Operand};
-use fuselora_tensor::ops::segmented_lora::{Segment, Transposed};
+use fuselora_tensor::ops::segmented_lora::{self, Segment, Transposed};
 use fuselora_tensor::ops::{dora, elementwise, gather};
 use fuselora_tensor::{DType, Tensor, Weight};
 
@@ -110,7 +110,8 @@ impl<'a> Pass<'a> {
         let own = |rows: &'a AdapterRows<'a>| {
             let slot = rows.lora.slots.get(index)?;
             let pair = slot.lora.as_ref()?;
-            let transposed = || match pair.b.device().is_cpu() {
+            let few = pair.b.device().is_cpu() && rows.tokens.len() <= segmented_lora::FEW_ROWS;
+            let transposed = || match few {
                 true => derived(&slot.derived.transposed, || {
                     Ok([transpose(&pair.a)?, transpose(&pair.b)?])
                 })

@@ -173,8 +173,8 @@ impl Model {
     /// Activations have the type `dtype` too, but on the CPU, where they are F32.
     ///
     /// # Errors
-    /// An unsupported configuration, or a tensor that is missing or
-    /// has another shape than the configuration implies, by name.
+    /// An unsupported configuration, or a tensor that is missing or has another shape than the configuration implies, by
+    /// name.
     pub fn load(checkpoint: &Checkpoint, device: &Device, dtype: DType) -> Result<Model> {
         Model::load_quantized(checkpoint, device, dtype, None)
     }

@@ -90,8 +90,9 @@ impl Model {
         }
         if embedding_trained {
             let ids = [batch.tokens(), batch.positions()];
-            for ((table, ids), saved) in self.embeddings().zip(ids).zip(&embedded) {
-                table.backward(&d_residual, ids, saved, pass, gradients)?;
+            let ids = ids.into_iter().zip(batch.on_host());
+            for ((table, (ids, on_host)), saved) in self.embeddings().zip(ids).zip(&embedded) {
+                table.backward(&d_residual, ids, on_host, saved, pass, gradients)?;
             }
         }
         Ok(())
