@@ -15,8 +15,8 @@ use crate::{
     families::OUTPUT_HEAD,
 };
 
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+pub(super) const CONFIG: &str = "adapter_config.json";
+pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
 /// Beside an adapter to be trained on: what it was at first, as PEFT's `path_initial_model_for_weight_conversion` is.
 const INITIAL: &str = "initial";
 

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::exchange::AdapterFormat;
-use super::{AdapterConfig, ModuleSelector};
+use super::exchange::{AdapterFormat, gguf, mlx};
+use super::{AdapterConfig, ModuleSelector, files};
 use crate::checkpoint::{read_json, safetensors};
 use crate::error::Result;
 use crate::gguf::GgufFile;
@@ -17,7 +17,7 @@ pub struct AdapterSummary {
     pub format: AdapterFormat,
     /// `LoRA`, `DoRA`, either with rank-stabilised scaling.
     pub kind: &'static str,
-    /// The rank that most modules have.
+    /// `r`, the rank of modules that have none of their own; of a GGUF file the largest.
     pub rank: usize,
     /// The numerator of the scaling, `lora_alpha`; `scale·rank` of mlx-lm.
     pub alpha: f64,
@@ -27,7 +27,7 @@ pub struct AdapterSummary {
     pub parameters: u64,
     /// What it adapts, as its configuration says it.
     pub targets: String,
-    /// The base model, as its maker named it.
+    /// The base model, as its maker named it; of a GGUF file its architecture.
     pub base_model: Option<String>,
 }
 
@@ -47,7 +47,7 @@ impl AdapterSummary {
 
     fn of_peft(folder: &Path) -> Result<AdapterSummary> {
         let config = AdapterConfig::read(folder)?;
-        let tensors = safetensors::read(&folder.join("adapter_model.safetensors"))?;
+        let tensors = safetensors::read(&folder.join(files::WEIGHTS))?;
         // The frozen tables that PEFT saves beside updates of them are not trained.
         let trained = tensors
             .iter()
@@ -86,13 +86,11 @@ impl AdapterSummary {
         let weights = file
             .tensors()
             .filter_map(|(name, _)| name.strip_suffix(".weight.lora_a"));
-        let alpha = file.metadata().float("adapter.lora.alpha").unwrap_or(0.0);
         Ok(AdapterSummary {
             format: AdapterFormat::Gguf,
             kind: "LoRA",
             rank,
-            // 0 stands for a scaling of 1.
-            alpha: if alpha == 0.0 { rank as f64 } else { alpha },
+            alpha: gguf::alpha(&file).unwrap_or(rank as f64),
             modules,
             parameters,
             targets: last_parts(weights),
@@ -104,8 +102,8 @@ impl AdapterSummary {
     }
 
     fn of_mlx(folder: &Path) -> Result<AdapterSummary> {
-        let json = read_json(&folder.join("adapter_config.json"))?;
-        let tensors = safetensors::read(&folder.join("adapters.safetensors"))?;
+        let json = read_json(&folder.join(mlx::CONFIG))?;
+        let tensors = safetensors::read(&folder.join(mlx::WEIGHTS))?;
         let sizes = tensors
             .iter()
             .map(|(name, tensor)| (&name[..], &tensor.info().shape[..]));

@@ -10,14 +10,16 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use fuselora_tensor::{DType, Tensor};
+use fuselora_tensor::ops::gather;
+use fuselora_tensor::{DType, Device, Tensor};
 
-use super::{AdaptedModel, Host, factor, update};
+use super::{AdaptedModel, rescaled, specs, update};
 use crate::adapter::{Adapter, LoraWeights, Module, ModuleKind};
-use crate::checkpoint::{RowOrder, TensorSpec};
+use crate::checkpoint::RowOrder;
 use crate::error::{Error, Result};
 use crate::families::{AttentionNames, OUTPUT_HEAD};
 use crate::gguf::{self, GgufFile, WrittenValue as Value};
+use crate::model::transpose;
 
 const ALPHA: &str = "adapter.lora.alpha";
 
@@ -87,14 +89,21 @@ impl AdaptedModel {
     }
 }
 
-/// `host`, whose row `i` is where `order` says that row `i` is stored.
-fn reordered(host: Host, order: RowOrder) -> Host {
-    let mut values = vec![0.0; host.values.len()];
-    for row in 0..host.rows {
-        values[order.stored_row(row) * host.columns..][..host.columns]
-            .copy_from_slice(host.row(row));
-    }
-    Host { values, ..host }
+/// The rows of `matrix`, row `i` at the place that `order` has for it, or, with `back`, from there.
+fn reordered(matrix: &Tensor, order: RowOrder, back: bool) -> Result<Tensor> {
+    let rows = matrix.shape().first().copied().unwrap_or(0);
+    let stored: Vec<u32> = (0..rows).map(|row| order.stored_row(row) as u32).collect();
+    let ids = if back {
+        stored
+    } else {
+        let mut row_at = vec![0; rows];
+        (0..)
+            .zip(&stored)
+            .for_each(|(row, &at)| row_at[at as usize] = row);
+        row_at
+    };
+    let ids = Tensor::from_u32(matrix.device(), [rows], &ids)?;
+    Ok(gather::rows(matrix, &ids)?)
 }
 
 pub(super) fn write(
@@ -118,21 +127,17 @@ pub(super) fn write(
                 "llama.cpp takes no low-rank update of `{module}` in this model"
             ))
         })?;
-        let a = Host::of(&lora.a)?;
-        let a = if lora.embedding { a.transposed() } else { a };
-        let factor = factor(f64::from(lora.scaling) * lora.rank as f64, alpha);
-        let b = reordered(Host::of(&lora.b)?.scaled(factor), named.order);
-        for (part, host) in [("lora_a", a), ("lora_b", b)] {
-            let tensor = host.tensor()?.cast(dtype)?;
-            tensors.insert(format!("{}.{part}", named.name), tensor);
+        let a = if lora.embedding {
+            transpose(&lora.a)?
+        } else {
+            lora.a.try_clone()?
+        };
+        let scaling = f64::from(lora.scaling) * lora.rank as f64;
+        let b = reordered(&rescaled(&lora.b, scaling, alpha)?, named.order, false)?;
+        for (part, tensor) in [("lora_a", a), ("lora_b", b)] {
+            tensors.insert(format!("{}.{part}", named.name), tensor.cast(dtype)?);
         }
     }
-    let spec = |(name, tensor): (&String, &Tensor)| TensorSpec {
-        name: name.clone(),
-        shape: tensor.shape().to_vec(),
-        dtype,
-    };
-    let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
     let metadata = [
         ("general.type", Value::String("adapter")),
         (
@@ -142,7 +147,7 @@ pub(super) fn write(
         ("adapter.type", Value::String("lora")),
         (ALPHA, Value::Float(alpha as f32)),
     ];
-    gguf::write(path, &metadata, &specs, |spec| {
+    gguf::write(path, &metadata, &specs(&tensors), |spec| {
         Ok(tensors[&spec.name].to_bytes()?)
     })
 }
@@ -159,8 +164,8 @@ pub(super) fn read(path: &Path, model: &AdaptedModel) -> Result<Adapter> {
             ));
         }
     }
-    let alpha = file.metadata().float(ALPHA).unwrap_or(0.0);
-    let mut pairs: BTreeMap<String, [Option<Host>; 2]> = BTreeMap::new();
+    let alpha = alpha(&file);
+    let mut pairs: BTreeMap<String, [Option<Tensor>; 2]> = BTreeMap::new();
     for (name, shape) in file.tensors() {
         let refuse = |message: &str| Err(Error::stored_tensor(path, name, message));
         let (weight, index) = match name.rsplit_once(".lora_") {
@@ -168,16 +173,11 @@ pub(super) fn read(path: &Path, model: &AdaptedModel) -> Result<Adapter> {
             Some((weight, "b")) => (weight, 1),
             _ => return refuse("is no A or B of a low-rank update"),
         };
-        let [rows, columns] = *shape else {
+        let &[rows, columns] = shape else {
             return refuse("is no matrix");
         };
-        let values = file.tensor_f32(name)?;
-        let pair = pairs.entry(weight.to_owned()).or_default();
-        pair[index] = Some(Host {
-            values,
-            rows,
-            columns,
-        });
+        let tensor = Tensor::from_f32(&Device::cpu(), [rows, columns], &file.tensor_f32(name)?)?;
+        pairs.entry(weight.to_owned()).or_default()[index] = Some(tensor);
     }
     let names = model.gguf_names();
     let mut modules: BTreeMap<String, LoraWeights> = BTreeMap::new();
@@ -192,26 +192,16 @@ pub(super) fn read(path: &Path, model: &AdaptedModel) -> Result<Adapter> {
         let module: &Module = model
             .module(module)
             .ok_or_else(|| refuse("is no weight of this model".into()))?;
-        let a = if module.kind == ModuleKind::Embedding {
-            a.transposed()
-        } else {
-            a
+        let a = match module.kind {
+            ModuleKind::Embedding => transpose(&a)?,
+            _ => a,
         };
-        let scaling = if alpha == 0.0 {
-            1.0
-        } else {
-            alpha / a.rows.max(1) as f64
-        };
-        if let RowOrder::PairsToHalves { head_dim } = named.order
-            && !b.rows.is_multiple_of(head_dim)
-        {
-            return Err(refuse(format!(
-                "has {} rows of B, which are no whole heads",
-                b.rows
-            )));
+        let mut lora = update(module, a, b, 1.0).map_err(refuse)?;
+        // The rows are those of the module, so they are whole heads.
+        lora.b = reordered(&lora.b, named.order, true)?;
+        if let Some(alpha) = alpha {
+            lora.scaling = (alpha / lora.rank as f64) as f32;
         }
-        let b = in_halves(b, named.order);
-        let lora = update(module, &a, &b, scaling as f32).map_err(refuse)?;
         modules.insert(module.name.clone(), lora);
     }
     let Some(rank) = modules.values().map(|lora| lora.rank).max() else {
@@ -219,21 +209,17 @@ pub(super) fn read(path: &Path, model: &AdaptedModel) -> Result<Adapter> {
     };
     // A scaling of 1 is an alpha that is the rank.
     let (alpha, alphas) = match alpha {
-        0.0 => {
+        Some(alpha) => (alpha, Vec::new()),
+        None => {
             let other = modules.iter().filter(|(_, lora)| lora.rank != rank);
             let alphas = other.map(|(name, lora)| (name.clone(), lora.rank as f64));
             (rank as f64, alphas.collect())
         }
-        alpha => (alpha, Vec::new()),
     };
     model.adapter(modules, rank, alpha, alphas)
 }
 
-/// The inverse of [`reordered`].
-fn in_halves(host: Host, order: RowOrder) -> Host {
-    let rows = (0..host.rows).flat_map(|row| host.row(order.stored_row(row)).iter().copied());
-    Host {
-        values: rows.collect(),
-        ..host
-    }
+/// The alpha of every pair; nothing where their scaling is 1, for which the file has 0 or none.
+pub(in crate::adapter) fn alpha(file: &GgufFile) -> Option<f64> {
+    file.metadata().float(ALPHA).filter(|&alpha| alpha != 0.0)
 }

@@ -1,24 +1,27 @@
 //! mlx-lm's adapters: a folder with `adapter_config.json` and `adapters.safetensors`.
 //!
-//! Source: `tuner/lora.py`, `tuner/dora.py` and `tuner/utils.py` of mlx-lm 0.32.2. A module has `lora_a` `[in, rank]` and `lora_b`
-//! `[rank, out]`, both transposed beside PEFT's, DoRA's magnitudes are `m`, and the update is `scale·lora_a·lora_b` with one
-//! `rank` and one `scale` for all modules. `lora_parameters.keys` names the modules inside a block, or outside of all blocks.
+//! Source: `tuner/lora.py`, `tuner/dora.py` and `tuner/utils.py` of mlx-lm 0.32.2. A module has `lora_a` `[in, rank]` and
+//! `lora_b` `[rank, out]`, both transposed beside PEFT's, DoRA's magnitudes are `m`, and the update is
+//! `scale·lora_a·lora_b` with one `rank` and one `scale` for all modules. `lora_parameters.keys` names the modules inside a
+//! block, or outside of all blocks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use fuselora_tensor::ops::kv_cache;
 use fuselora_tensor::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
-use super::{AdaptedModel, Host, factor, update};
+use super::{AdaptedModel, rescaled, specs, update};
 use crate::adapter::Adapter;
 use crate::atomic_file;
-use crate::checkpoint::{TensorSpec, read_json, safetensors, write_json, write_safetensors};
+use crate::checkpoint::{StoredTensor, read_json, safetensors, write_json, write_safetensors};
 use crate::error::{Error, Result};
 use crate::families::OUTPUT_HEAD;
+use crate::model::transpose;
 
-const CONFIG: &str = "adapter_config.json";
-pub(super) const WEIGHTS: &str = "adapters.safetensors";
+pub(in crate::adapter) const CONFIG: &str = "adapter_config.json";
+pub(in crate::adapter) const WEIGHTS: &str = "adapters.safetensors";
 
 impl AdaptedModel {
     /// The path of a module in mlx-lm's model: what holds all but the head is `model` there.
@@ -77,27 +80,14 @@ pub(super) fn write(adapter: &Adapter, model: &AdaptedModel, folder: &Path) -> R
         model.check_mlx(module)?;
         keys.insert(model.mlx_key(module));
         let name = model.mlx_name(module);
-        // Where ranks differ, zeros fill the smaller ones up.
-        let (a, b) = (
-            Host::of(&lora.a)?.transposed(),
-            Host::of(&lora.b)?.transposed(),
-        );
-        let b = b.scaled(factor(f64::from(lora.scaling), scale));
-        tensors.insert(format!("{name}.lora_a"), a.padded(a.rows, rank).tensor()?);
-        tensors.insert(
-            format!("{name}.lora_b"),
-            b.padded(rank, b.columns).tensor()?,
-        );
+        let b = rescaled(&lora.b, f64::from(lora.scaling), scale)?;
+        let (a, b) = (filled_up(&lora.a, rank)?, filled_up(&transpose(&b)?, rank)?);
+        tensors.insert(format!("{name}.lora_a"), transpose(&a)?);
+        tensors.insert(format!("{name}.lora_b"), b);
         if let Some(magnitude) = &lora.magnitude {
             tensors.insert(format!("{name}.m"), magnitude.try_clone()?);
         }
     }
-    let spec = |(name, tensor): (&String, &Tensor)| TensorSpec {
-        name: name.clone(),
-        shape: tensor.shape().to_vec(),
-        dtype: DType::F32,
-    };
-    let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
     let json = json!({
         "fine_tune_type": if config.use_dora { "dora" } else { "lora" },
         "model": config.base_model_name_or_path,
@@ -109,11 +99,19 @@ pub(super) fn write(adapter: &Adapter, model: &AdaptedModel, folder: &Path) -> R
         |name| name == CONFIG || name == WEIGHTS,
         |folder| {
             write_json(&folder.join(CONFIG), &json)?;
-            write_safetensors(&folder.join(WEIGHTS), &specs, |spec| {
+            write_safetensors(&folder.join(WEIGHTS), &specs(&tensors), |spec| {
                 Ok(tensors[&spec.name].to_bytes()?)
             })
         },
     )
+}
+
+/// `matrix [rank, n]` with rows of zeros up to a larger rank: mlx-lm has one for all modules.
+fn filled_up(matrix: &Tensor, rank: usize) -> Result<Tensor> {
+    let columns = matrix.shape().last().copied().unwrap_or(0);
+    let mut filled = Tensor::zeros(matrix.device(), [rank, columns], matrix.dtype())?;
+    kv_cache::append(&mut filled, 0, matrix)?;
+    Ok(filled)
 }
 
 pub(super) fn read(folder: &Path, model: &AdaptedModel) -> Result<Adapter> {
@@ -142,44 +140,32 @@ pub(super) fn read(folder: &Path, model: &AdaptedModel) -> Result<Adapter> {
         .iter()
         .map(|module| (model.mlx_name(&module.name), module));
     for (name, module) in targets {
-        let mut take = |part: &str| -> Result<Option<Host>> {
+        let mut take = |part: &str| -> Result<Option<Tensor>> {
             let name = format!("{name}.{part}");
-            let Some(stored) = tensors.remove(&name) else {
-                return Ok(None);
-            };
-            let [rows, columns] = match stored.info().shape[..] {
-                [rows, columns] => [rows, columns],
-                [columns] => [1, columns],
-                _ => return Err(Error::stored_tensor(&path, &name, "is no matrix")),
-            };
-            let values = stored.to_f32(&name)?;
-            Ok(Some(Host {
-                values,
-                rows,
-                columns,
-            }))
+            let stored = tensors.remove(&name);
+            let load = |stored: StoredTensor| stored.load_owned(&name, &Device::cpu(), DType::F32);
+            stored.map(load).transpose()
         };
         let (a, b, magnitude) = (take("lora_a")?, take("lora_b")?, take("m")?);
         let refuse = |message: String| Error::stored_tensor(&path, &name, message);
         let (a, b) = match (a, b) {
-            (Some(a), Some(b)) => (a.transposed(), b.transposed()),
+            (Some(a), Some(b)) => (a, b),
             (None, None) if magnitude.is_none() => continue,
             _ => return Err(refuse("has A or B alone".into())),
         };
         model.check_mlx(&module.name)?;
-        let mut lora = update(module, &a, &b, scale as f32).map_err(refuse)?;
-        lora.magnitude =
-            match (kind, magnitude) {
-                ("lora", None) => None,
-                ("dora", Some(m)) if m.values.len() == module.out_features => Some(
-                    Tensor::from_f32(&Device::cpu(), [module.out_features], &m.values)?,
-                ),
-                _ => {
-                    return Err(refuse(format!(
-                        "has magnitudes `m` that do not fit a {kind} adapter"
-                    )));
-                }
-            };
+        let turned = |tensor: &Tensor| transpose(tensor).map_err(|error| refuse(error.to_string()));
+        let (a, b) = (turned(&a)?, turned(&b)?);
+        let mut lora = update(module, a, b, scale as f32).map_err(refuse)?;
+        lora.magnitude = match (kind, magnitude) {
+            ("lora", None) => None,
+            ("dora", Some(m)) if **m.shape() == [module.out_features] => Some(m),
+            _ => {
+                return Err(refuse(format!(
+                    "has magnitudes `m` that do not fit a {kind} adapter"
+                )));
+            }
+        };
         modules.insert(module.name.clone(), lora);
     }
     if let Some(name) = tensors.keys().next() {

@@ -1,16 +1,17 @@
 //! Adapters in the formats of other programs: llama.cpp's GGUF and mlx-lm's folder.
 
-mod gguf;
-mod mlx;
+pub(super) mod gguf;
+pub(super) mod mlx;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
+use fuselora_tensor::ops::elementwise;
 use fuselora_tensor::{DType, Device, Tensor};
 
-use super::{Adapter, AdapterConfig, LoraWeights, Module, ModuleKind, ModuleSelector};
-use crate::checkpoint::Checkpoint;
+use super::{Adapter, AdapterConfig, LoraWeights, Module, ModuleKind, ModuleSelector, files};
+use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::config::DecoderConfig;
 use crate::error::{Error, Result};
 use crate::families::{self, Family};
@@ -46,7 +47,7 @@ impl AdapterFormat {
         if path.join(mlx::WEIGHTS).is_file() {
             return Some(AdapterFormat::Mlx);
         }
-        let peft = path.join("adapter_config.json").is_file();
+        let peft = path.join(files::CONFIG).is_file();
         peft.then_some(AdapterFormat::Peft)
     }
 }
@@ -156,97 +157,49 @@ impl AdaptedModel {
     }
 }
 
-/// A matrix on the host.
-struct Host {
-    values: Vec<f32>,
-    rows: usize,
-    columns: usize,
-}
-
-impl Host {
-    fn of(tensor: &Tensor) -> Result<Host> {
-        let [rows, columns] = **tensor.shape() else {
-            return Err(Error::Input(format!("{} is no matrix", tensor.shape())));
-        };
-        Ok(Host {
-            values: tensor.to_f32_vec()?,
-            rows,
-            columns,
-        })
-    }
-
-    fn tensor(&self) -> Result<Tensor> {
-        let shape = [self.rows, self.columns];
-        Ok(Tensor::from_f32(&Device::cpu(), shape, &self.values)?)
-    }
-
-    fn row(&self, row: usize) -> &[f32] {
-        &self.values[row * self.columns..][..self.columns]
-    }
-
-    fn transposed(&self) -> Host {
-        let column = |column: usize| self.values.iter().skip(column).step_by(self.columns);
-        Host {
-            values: (0..self.columns).flat_map(column).copied().collect(),
-            rows: self.columns,
-            columns: self.rows,
-        }
-    }
-
-    /// With zeros up to these extents.
-    fn padded(&self, rows: usize, columns: usize) -> Host {
-        let mut values = vec![0.0; rows * columns];
-        for (row, padded) in values.chunks_exact_mut(columns).take(self.rows).enumerate() {
-            padded[..self.columns].copy_from_slice(self.row(row));
-        }
-        Host {
-            values,
-            rows,
-            columns,
-        }
-    }
-
-    fn scaled(mut self, factor: f64) -> Host {
-        if factor != 1.0 {
-            let scale = |value: &mut f32| *value = (f64::from(*value) * factor) as f32;
-            self.values.iter_mut().for_each(scale);
-        }
-        self
-    }
-}
-
-/// `scaling` as a multiple of another: 1 where they differ by the rounding of f32 alone.
-fn factor(scaling: f64, of: f64) -> f64 {
+/// `b` times `scaling / of`; as it is where the two differ by the rounding of f32 alone.
+fn rescaled(b: &Tensor, scaling: f64, of: f64) -> Result<Tensor> {
     let factor = scaling / of;
-    if (factor - 1.0).abs() < 1e-6 {
-        1.0
-    } else {
-        factor
+    let mut b = b.try_clone()?;
+    if (factor - 1.0).abs() >= 1e-6 {
+        elementwise::scale(&mut b, factor as f32)?;
     }
+    Ok(b)
+}
+
+/// What a file is to hold of each tensor.
+fn specs(tensors: &BTreeMap<String, Tensor>) -> Vec<TensorSpec> {
+    let spec = |(name, tensor): (&String, &Tensor)| TensorSpec {
+        name: name.clone(),
+        shape: tensor.shape().to_vec(),
+        dtype: tensor.dtype(),
+    };
+    tensors.iter().map(spec).collect()
 }
 
 /// A low-rank update that was read, once its extents are those of the module.
 fn update(
     module: &Module,
-    a: &Host,
-    b: &Host,
+    a: Tensor,
+    b: Tensor,
     scaling: f32,
 ) -> std::result::Result<LoraWeights, String> {
-    let rank = a.rows;
-    if rank == 0
-        || b.columns != rank
-        || a.columns != module.in_features
-        || b.rows != module.out_features
-    {
+    let rank = a.shape().first().copied().unwrap_or(0);
+    let fits = **a.shape() == [rank, module.in_features]
+        && **b.shape() == [module.out_features, rank]
+        && rank > 0;
+    if !fits {
         return Err(format!(
-            "has an update of [{}, {}] and [{}, {}], which does not fit {} outputs and {} inputs",
-            b.rows, b.columns, a.rows, a.columns, module.out_features, module.in_features
+            "has an update of {} and {}, which does not fit {} outputs and {} inputs",
+            b.shape(),
+            a.shape(),
+            module.out_features,
+            module.in_features
         ));
     }
-    let tensor = |host: &Host| host.tensor().map_err(|error| error.to_string());
     Ok(LoraWeights {
-        a: tensor(a)?,
-        b: tensor(b)?,
+        a,
+        b,
         scaling,
         rank,
         magnitude: None,
