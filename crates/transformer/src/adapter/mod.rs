@@ -207,9 +207,7 @@ impl Adapter {
         let trained = self.trained.values().flat_map(Trained::tensors);
         updates.chain(trained).map(Tensor::element_count).sum()
     }
-}
 
-impl Adapter {
     /// Fails for what is more than a low-rank update of the model as it is; `purpose` is what it cannot do.
     fn check_plain(&self, purpose: &str) -> Result<()> {
         if self.config.use_dora {
